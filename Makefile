@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-out
+
+.PHONY: help setup demo test check test-slow bench
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready ## make .venv with everything that quantizing, exporting and testing need
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "slmq-edge needs Python 3.11 to 3.13, %s is %d.%d: make setup PYTHON=python3.12" % (sys.executable, *sys.version_info[:2]))'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python has no venv: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,quantize,onnx,dev]'
+	@touch $@
+
+demo: setup ## quantize the built-in model, export, profile it and its baseline, compare
+	@rm -rf $(DEMO) && mkdir $(DEMO)
+	$(BIN)/slmq-edge export demo-llama --method spinquant --scheme w8a8 -o $(DEMO)/bundle
+	$(BIN)/slmq-edge export demo-llama --method none --scheme fp32 -o $(DEMO)/baseline
+	$(BIN)/slmq-edge profile $(DEMO)/bundle -p 128 -n 64 -r 10 -o $(DEMO)/bundle-run.json
+	$(BIN)/slmq-edge profile $(DEMO)/baseline -p 128 -n 64 -r 10 -o $(DEMO)/baseline-run.json
+	$(BIN)/slmq-edge compare -b $(DEMO)/baseline-run.json -c $(DEMO)/bundle-run.json
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+check: setup ## what CI runs: linters, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-slow: setup ## tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
+	$(BIN)/python benchmarks/cpu_w8a8.py

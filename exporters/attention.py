@@ -1,0 +1,194 @@
+"""Attention with a KV cache in ONNX: fused where the kernel takes the head, standard otherwise.
+
+Rotary embedding is a node of its own before it, so that an online rotation can stand between.
+Inputs are [batch, new, width]; caches are [batch, kv_heads, length, head_dim].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from slmq_edge.anatomy import Anatomy
+from slmq_edge.decoder import rotary_table
+from slmq_edge.exporters.graph import MICROSOFT, Builder
+
+# GroupQueryAttention without its own rotary takes these heads (ONNXRUNTIME 2).
+FUSED_HEAD_MULTIPLE = 8
+MASKED = float(np.finfo(np.float32).min)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of one block: what was, or what will be."""
+
+    key: ir.Value
+    value: ir.Value
+
+
+def is_fused(shape: Anatomy) -> bool:
+    """Whether the model's heads fit GroupQueryAttention."""
+    return shape.head_dim % FUSED_HEAD_MULTIPLE == 0
+
+
+class Attention:
+    """Attention of all blocks; what they share is computed once.
+
+    attention_mask: int64 [batch, length]; position_ids: int64 [batch, new].
+    """
+
+    def __init__(
+        self,
+        build: Builder,
+        shape: Anatomy,
+        attention_mask: ir.Value,
+        position_ids: ir.Value,
+        context_length: int,
+    ) -> None:
+        import torch
+
+        self._build, self._shape = build, shape
+        self._position_ids = position_ids
+        cosine, sine = rotary_table(shape, context_length, torch.float32, "cpu")
+        self._cosine = build.weight(cosine.numpy(), "rotary.cosine")
+        self._sine = build.weight(sine.numpy(), "rotary.sine")
+        self.fused = is_fused(shape)
+        if self.fused:
+            self._lengths = self._past_lengths(attention_mask)
+        else:
+            self._mask = self._causal_mask(attention_mask, position_ids)
+
+    def __call__(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, past: Cache, name: str
+    ) -> tuple[ir.Value, Cache]:
+        """Mix values [batch, new, heads * head_dim]; also the caches that hold the new tokens."""
+        query = self._rotate(query, f"{name}.query", self._shape.heads)
+        key = self._rotate(key, f"{name}.key", self._shape.kv_heads)
+        if self.fused:
+            return self._group_query_attention(query, key, value, past, name)
+        return self._standard(query, key, value, past, name)
+
+    def _rotate(self, x: ir.Value, name: str, heads: int) -> ir.Value:
+        return self._build.op(
+            "RotaryEmbedding",
+            x,
+            self._position_ids,
+            self._cosine,
+            self._sine,
+            name=f"{name}.rotated",
+            domain=MICROSOFT,
+            num_heads=heads,
+        )
+
+    def _past_lengths(self, attention_mask: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """int32: last position of every row [batch], and the length of the longest []."""
+        build = self._build
+        one, axis = build.constant(1, np.int64), build.constant([1], np.int64)
+        seen = build.op("ReduceSum", attention_mask, axis, name="mask.seen", keepdims=0)
+        last = build.op("Sub", seen, one, name="mask.last")
+        total = build.op("Shape", attention_mask, name="mask.length", start=1, end=2)
+        scalar = build.op(
+            "Squeeze", total, build.constant([0], np.int64), name="mask.length_scalar"
+        )
+        int32 = ir.DataType.INT32
+        return (
+            build.op("Cast", last, name="mask.last_int32", to=int32),
+            build.op("Cast", scalar, name="mask.length_int32", to=int32),
+        )
+
+    def _group_query_attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, past: Cache, name: str
+    ) -> tuple[ir.Value, Cache]:
+        last, total = self._lengths
+        mixed, new_key, new_value = self._build.ops(
+            "GroupQueryAttention",
+            query,
+            key,
+            value,
+            past.key,
+            past.value,
+            last,
+            total,
+            name=f"{name}.attention",
+            outputs=(f"{name}.mixed", f"{name}.present_key", f"{name}.present_value"),
+            domain=MICROSOFT,
+            num_heads=self._shape.heads,
+            kv_num_heads=self._shape.kv_heads,
+            do_rotary=0,
+            scale=1.0 / math.sqrt(self._shape.head_dim),
+        )
+        return mixed, Cache(new_key, new_value)
+
+    def _causal_mask(self, attention_mask: ir.Value, position_ids: ir.Value) -> ir.Value:
+        """float32 [batch, 1, new, length]: 0 where a query may look, the lowest float elsewhere."""
+        build = self._build
+
+        def scalar(x: ir.Value, name: str) -> ir.Value:
+            size = build.op("Shape", x, name=f"{name}.shape", start=1, end=2)
+            return build.op("Squeeze", size, build.constant([0], np.int64), name=name)
+
+        zero, one = build.constant(0, np.int64), build.constant(1, np.int64)
+        length = scalar(attention_mask, "mask.length")
+        new = scalar(position_ids, "mask.new")
+        first = build.op("Sub", length, new, name="mask.first")
+        queries = build.op("Range", first, length, one, name="mask.queries")
+        column = build.op(
+            "Unsqueeze", queries, build.constant([1], np.int64), name="mask.query_column"
+        )
+        keys = build.op("Range", zero, length, one, name="mask.keys")
+        causal = build.op("LessOrEqual", keys, column, name="mask.causal")
+        real = build.op("Cast", attention_mask, name="mask.real", to=ir.DataType.BOOL)
+        rows = build.op("Unsqueeze", real, build.constant([1, 2], np.int64), name="mask.real_rows")
+        allowed = build.op("And", causal, rows, name="mask.allowed")
+        zero_f, low_f = build.constant(0.0, np.float32), build.constant(MASKED, np.float32)
+        return build.op("Where", allowed, zero_f, low_f, name="mask.additive")
+
+    def _standard(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, past: Cache, name: str
+    ) -> tuple[ir.Value, Cache]:
+        build, shape = self._build, self._shape
+        query = self._heads(query, shape.heads, f"{name}.query")
+        present = Cache(
+            *(
+                build.op(
+                    "Concat",
+                    old,
+                    self._heads(new, shape.kv_heads, f"{name}.{kind}"),
+                    name=f"{name}.present_{kind}",
+                    axis=2,
+                )
+                for kind, old, new in (("key", past.key, key), ("value", past.value, value))
+            )
+        )
+        keys = self._repeat(present.key, f"{name}.key")
+        values = self._repeat(present.value, f"{name}.value")
+        turned = build.op("Transpose", keys, name=f"{name}.keys_turned", perm=[0, 1, 3, 2])
+        products = build.op("MatMul", query, turned, name=f"{name}.products")
+        root = build.constant(1.0 / math.sqrt(shape.head_dim), np.float32)
+        scores = build.op("Mul", products, root, name=f"{name}.scores")
+        masked = build.op("Add", scores, self._mask, name=f"{name}.masked")
+        shares = build.op("Softmax", masked, name=f"{name}.shares", axis=-1)
+        mixed = build.op("MatMul", shares, values, name=f"{name}.mixed_heads")
+        back = build.op("Transpose", mixed, name=f"{name}.mixed_turned", perm=[0, 2, 1, 3])
+        flat = build.constant([0, 0, shape.query_width], np.int64)
+        return build.op("Reshape", back, flat, name=f"{name}.mixed"), present
+
+    def _heads(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        shape = self._build.constant([0, 0, heads, self._shape.head_dim], np.int64)
+        split = self._build.op("Reshape", x, shape, name=f"{name}.split")
+        return self._build.op("Transpose", split, name=f"{name}.heads", perm=[0, 2, 1, 3])
+
+    def _repeat(self, x: ir.Value, name: str) -> ir.Value:
+        """One copy of every KV head for each query head of its group."""
+        group = self._shape.heads // self._shape.kv_heads
+        if group == 1:
+            return x
+        build = self._build
+        lone = build.op("Unsqueeze", x, build.constant([2], np.int64), name=f"{name}.lone")
+        tile = build.constant([1, 1, group, 1, 1], np.int64)
+        copies = build.op("Tile", lone, tile, name=f"{name}.copies")
+        size = build.constant([0, self._shape.heads, -1, self._shape.head_dim], np.int64)
+        return build.op("Reshape", copies, size, name=f"{name}.repeated")

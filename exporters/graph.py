@@ -1,0 +1,95 @@
+"""A thin hand on onnx-ir: operators by name, constants stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from slmq_edge import __version__
+
+# The newest that onnxruntime 1.19 loads (JetPack 5).
+OPSET = 21
+IR_VERSION = 10
+MICROSOFT = "com.microsoft"
+
+
+class Builder:
+    """Collects the nodes and initializers of one graph."""
+
+    def __init__(self) -> None:
+        self._tape = ir.tape.Tape()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def op(
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        name: str,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
+        """Add a node with one output, which carries the node's name."""
+        out = self._tape.op(kind, inputs, attributes or None, domain=domain, name=name)
+        out.name = name
+        return out
+
+    def ops(
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        name: str,
+        outputs: Sequence[str],
+        domain: str = "",
+        **attributes: Any,
+    ) -> tuple[ir.Value, ...]:
+        """Add a node with several outputs; an empty name is an output that is not wanted."""
+        values = self._tape.op_multi_out(
+            kind,
+            inputs,
+            attributes or None,
+            num_outputs=len(outputs),
+            domain=domain,
+            name=name,
+        )
+        for value, output in zip(values, outputs, strict=True):
+            value.name = output
+        return tuple(values)
+
+    def weight(self, array: NDArray[Any], name: str) -> ir.Value:
+        """An initializer of its own."""
+        return self._tape.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
+
+    def constant(self, value: Any, dtype: Any) -> ir.Value:
+        """A small constant, one initializer however often it is asked for."""
+        array = np.asarray(value, dtype=dtype)
+        key = (array.dtype.name, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant.{len(self._constants)}"
+            self._constants[key] = self.weight(array, name)
+        return self._constants[key]
+
+    def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+        graph = ir.Graph(
+            inputs,
+            outputs,
+            nodes=self._tape.nodes,
+            initializers=self._tape.initializers,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name="decoder",
+        )
+        return ir.Model(
+            graph,
+            ir_version=IR_VERSION,
+            producer_name="slmq-edge",
+            producer_version=__version__,
+        )
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write the graph, its weights beside it in ``<name>.data``."""
+    ir.save(model, path, external_data=f"{path.name}.data")

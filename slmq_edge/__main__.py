@@ -1,0 +1,5 @@
+"""The same as ``slmq-edge``: ``python -m slmq_edge``."""
+
+from slmq_edge.cli import main
+
+main()

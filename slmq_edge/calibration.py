@@ -1,0 +1,219 @@
+"""Calibration: the text a method looks at, as token windows, and what it learns from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmq_edge.anatomy import FEEDS
+from slmq_edge.builtin import world
+from slmq_edge.errors import Damaged, MissingExtra, NotFound, SlmqError
+from slmq_edge.files import existing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slmq_edge.decoder import Decoder
+    from slmq_edge.models import Source
+
+# The fewest windows that say anything about a model's activations.
+FEWEST_WINDOWS = 8
+
+WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet")
+BUILTIN_WORLD = "built-in world"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many token windows, and how many tokens each."""
+
+    windows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents, and where they came from. ``note`` says why it is not what one would expect."""
+
+    name: str
+    documents: tuple[str, ...]
+    note: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("\x00".join(self.documents).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Token windows int64 [windows, length], and the text they were cut from."""
+
+    text: Text
+    tokens: Tensor
+
+    def as_json(self) -> dict[str, Any]:
+        windows, length = self.tokens.shape
+        return {
+            "text": self.text.name,
+            "sha256": self.text.sha256,
+            "note": self.text.note,
+            "windows": windows,
+            "length": length,
+        }
+
+
+def text_for(source: Source, file: Path | None) -> Text:
+    """The calibration text: ``file`` if given, else the model's own kind, else WikiText-2.
+
+    Without a network the built-in world stands in for WikiText-2, and the note says so.
+    """
+    if file is not None:
+        return read_text(file)
+    if source.origin == "built-in":
+        return Text(BUILTIN_WORLD, tuple(world.calibration_text()))
+    try:
+        return Text("WikiText-2 train", tuple(_wikitext2()))
+    except NotFound as error:
+        note = f"{error} The built-in world's text was used: give --calib FILE for a real one."
+        return Text(BUILTIN_WORLD, tuple(world.calibration_text()), note)
+
+
+def read_text(path: Path) -> Text:
+    """Plain text (one document), or JSONL whose rows have a ``text`` field (a document each).
+
+    Raises:
+        NotFound, Damaged: no such file; not UTF-8; a row that is not JSON or has no text.
+    """
+    existing(path, "calibration text")
+    if path.is_dir():
+        raise NotFound(f"{path} is a folder: --calib takes a text or JSONL file")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Damaged(f"{path} is not UTF-8 text: {error.reason}") from error
+    if path.suffix != ".jsonl":
+        return Text(path.name, (content,))
+    return Text(path.name, tuple(_rows(path, content.splitlines())))
+
+
+def _rows(path: Path, lines: Iterable[str]) -> Iterable[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise Damaged(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise Damaged(f"{path}, line {number}: no 'text' field")
+        yield row["text"]
+
+
+def _wikitext2() -> list[str]:
+    """WikiText-2's raw training lines from the hub, joined as one document."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "quantize") from error
+    from slmq_edge.models import hub_errors_as
+
+    with hub_errors_as("WikiText-2"):
+        path = hf_hub_download(*WIKITEXT, repo_type="dataset")
+    return read_parquet_text(Path(path))
+
+
+def read_parquet_text(path: Path) -> list[str]:
+    """The ``text`` column of a parquet file, joined to one document as it was cut apart."""
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "quantize") from error
+    rows: list[str] = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+    return ["".join(rows)]
+
+
+def cut(text: Text, tokenizer: Any, size: Size, fewest: int = FEWEST_WINDOWS) -> Calibration:
+    """Tokenize the documents, join them, and cut at most ``size.windows`` windows from the stream.
+
+    Every window starts where a document does, if there are enough documents; otherwise the stream
+    is cut evenly, and a BOS is put before each window where the tokenizer starts texts with one.
+
+    Raises:
+        SlmqError: the text is too short for ``fewest`` windows.
+    """
+    import torch
+
+    # Long documents are tokenized in one piece: the warning about their length is not for us.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    encoded = [row for row in tokenizer(list(text.documents))["input_ids"] if row]
+    stream = torch.tensor([token for row in encoded for token in row], dtype=torch.int64)
+    whole = len(stream) // size.length
+    if whole < fewest:
+        raise SlmqError(
+            f"calibration text '{text.name}' is too short: {len(stream)} tokens make {whole} "
+            f"windows of {size.length}; at least {fewest} are needed "
+            "(give a longer text, or a smaller --length)"
+        )
+    offsets = torch.tensor([0, *(len(row) for row in encoded[:-1])]).cumsum(0)
+    starts = offsets[offsets + size.length <= len(stream)]
+    if len(starts) >= size.windows:
+        return Calibration(text, _windows(stream, _spread(starts, size.windows), size.length))
+    bos = torch.tensor(tokenizer("")["input_ids"][:1], dtype=torch.int64)
+    body = size.length - len(bos)
+    starts = _spread(torch.arange(len(stream) // body) * body, size.windows)
+    windows = _windows(stream, starts, body)
+    return Calibration(text, torch.cat([bos.expand(len(windows), -1), windows], dim=1))
+
+
+def _spread(starts: Tensor, count: int) -> Tensor:
+    """At most ``count`` of ``starts``, evenly spaced."""
+    import torch
+
+    chosen = torch.linspace(0, len(starts) - 1, min(count, len(starts)), dtype=torch.float64)
+    return starts[chosen.round().long()]
+
+
+def _windows(stream: Tensor, starts: Tensor, length: int) -> Tensor:
+    import torch
+
+    return stream[starts[:, None] + torch.arange(length)]
+
+
+def feed_absmax(
+    model: Decoder,
+    tokens: Tensor,
+    batch: int = 8,
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Tensor]:
+    """Largest magnitude of every channel that the norms feed to linears: name of norm -> [hidden].
+
+    METHODS 1.1: running maxima over all tokens, kept on the device, in the model's dtype. Only the
+    inputs that smoothing can use are watched.
+    """
+    import torch
+
+    from slmq_edge.decoder import hidden_states
+
+    watched = {
+        model.anatomy.block(layer, feed.linears[0]): model.anatomy.block(layer, feed.norm)
+        for layer in range(model.anatomy.layers)
+        for feed in FEEDS
+    }
+    absmax: dict[str, Tensor] = {}
+
+    def watch(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
+        norm = watched.get(linears[0])
+        if norm is not None:
+            seen = inputs.abs().amax(dim=(0, 1))
+            absmax[norm] = torch.maximum(absmax[norm], seen) if norm in absmax else seen
+        return model.project(inputs, linears)
+
+    with torch.no_grad():
+        for start in range(0, len(tokens), batch):
+            hidden_states(model, tokens[start : start + batch], watch)
+            progress(min(1.0, (start + batch) / len(tokens)))
+    return absmax

@@ -1,0 +1,137 @@
+"""slmq-edge export: a model or a checkpoint becomes a bundle that a device can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slmq_edge.commands import options
+from slmq_edge.errors import UsageError
+from slmq_edge.exporters import TARGETS
+from slmq_edge.models import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from slmq_edge.quantize import Request
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Hub id, local folder, demo-llama or demo-qwen2; or a checkpoint's folder."
+        ),
+    ] = DEFAULT_MODEL,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="As for quantize; default spinquant.")
+    ] = None,
+    scheme: Annotated[
+        str | None, typer.Option("--scheme", "-s", help="As for quantize; default w8a8.")
+    ] = None,
+    output: options.Output = None,
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "ort",
+    lm_head: Annotated[
+        str | None, typer.Option(help="As for quantize: float (default) or int8.")
+    ] = None,
+    calib: options.Calib = None,
+    windows: options.Windows = None,
+    length: options.Length = None,
+    device: options.Device = "cpu",
+    alpha: options.Alpha = None,
+    steps: options.Steps = None,
+    rate: options.Rate = None,
+    seed: options.Seed = None,
+    as_json: options.AsJson = False,
+    force: options.Force = False,
+) -> None:
+    """Export a model or a checkpoint to a bundle: graph, tokenizer, golden prompts, report.
+
+    A model is quantized first, with the same options as quantize. The graph is held to its
+    simulation before anything is written, and carries golden prompts with which the device
+    repeats the check before it prints a speed.
+
+    \b
+    Examples:
+      slmq-edge export demo-llama --method spinquant --scheme w8a8 -o bundle/
+      slmq-edge export demo-llama --method none --scheme fp32 -o baseline/
+      slmq-edge export HuggingFaceTB/SmolLM-135M --method smoothquant --lm-head int8
+      slmq-edge export my-checkpoint/ -o bundle/
+    """
+    from slmq_edge.checkpoint import is_checkpoint
+    from slmq_edge.export import check_target
+
+    check_target(target)
+    if is_checkpoint(Path(model)):
+        given = {
+            "--method": method,
+            "--scheme": scheme,
+            "--lm-head": lm_head,
+            "--calib": calib,
+        }
+        _refuse_settings(model, [name for name, value in given.items() if value is not None])
+        destination = output or options.default_output(model, target)
+        _export_checkpoint(Path(model), destination, as_json, force)
+        return
+
+    from slmq_edge.quantize import Request
+    from slmq_edge.scheme import scheme as find_scheme
+
+    method, scheme = method or options.DEFAULT_METHOD, scheme or options.DEFAULT_SCHEME
+    request = Request(
+        scheme=find_scheme(scheme, lm_head or options.DEFAULT_HEAD),
+        method=method,
+        calib=calib,
+        windows=windows,
+        length=length,
+        device=device,
+        settings={"alpha": alpha, "steps": steps, "rate": rate, "seed": seed},
+    )
+    destination = output or options.default_output(model, method, scheme)
+    _export_model(model, request, destination, as_json, force)
+
+
+def _export_model(
+    model: str, request: Request, destination: Path, as_json: bool, force: bool
+) -> None:
+    from slmq_edge.commands import making
+    from slmq_edge.commands.progress import bar
+    from slmq_edge.export import export as write
+    from slmq_edge.files import check_output
+    from slmq_edge.quantize import quantize
+
+    check_output(destination, force)
+    planned = making.planned(model, request, destination)
+    with bar("reading the model") as progress:
+        manifest = write(quantize(planned, progress), destination, force, progress)
+    _print(manifest, destination, as_json)
+
+
+def _export_checkpoint(folder: Path, destination: Path, as_json: bool, force: bool) -> None:
+    from slmq_edge.checkpoint import load
+    from slmq_edge.commands.progress import bar
+    from slmq_edge.export import export as write
+    from slmq_edge.files import check_output, check_space, folder_bytes
+
+    check_output(destination, force)
+    check_space(destination, folder_bytes(folder))
+    with bar("reading the checkpoint") as progress:
+        manifest = write(load(folder), destination, force, progress)
+    _print(manifest, destination, as_json)
+
+
+def _refuse_settings(checkpoint: str, given: list[str]) -> None:
+    if given:
+        raise UsageError(
+            f"{checkpoint} is a checkpoint, quantized already: {', '.join(given)} cannot change "
+            "it (export the model itself, or leave the option out)"
+        )
+
+
+def _print(manifest: dict[str, Any], destination: Path, as_json: bool) -> None:
+    import json
+
+    from slmq_edge.reports.made import bundle_table
+
+    typer.echo(json.dumps(manifest, indent=1) if as_json else bundle_table(manifest))
+    typer.echo(f"written: {destination}", err=True)

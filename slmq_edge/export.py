@@ -1,0 +1,144 @@
+"""Checkpoint -> Bundle: write the graph, hold it to its simulation, pack what the device needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmq_edge import __version__
+from slmq_edge.checkpoint import CONFIG, Checkpoint
+from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
+from slmq_edge.exporters import TARGETS
+from slmq_edge.files import describe, new_folder
+from slmq_edge.runner.manifest import BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION
+
+if TYPE_CHECKING:
+    from slmq_edge.exporters.onnx import Lowering
+    from slmq_edge.golden import Golden
+    from slmq_edge.runner.golden import GoldenReport
+
+GRAPH = "ort/model.onnx"
+WEIGHTS = f"{GRAPH}.data"
+PROBE = "ort/probe.onnx"
+
+Progress = Callable[[float, str], None]
+
+
+def check_target(target: str) -> None:
+    """Refuse an unknown target, or one whose packages are missing, before any work starts."""
+    if target not in TARGETS:
+        raise UsageError(unknown("target", target, tuple(TARGETS)))
+    try:
+        import onnx_ir  # noqa: F401  only asked whether it is there
+    except ImportError as error:
+        raise MissingExtra("onnx-ir", "onnx") from error
+
+
+def export(
+    checkpoint: Checkpoint,
+    path: Path,
+    force: bool = False,
+    progress: Progress = lambda share, what: None,
+) -> dict[str, Any]:
+    """Write the ``ort`` bundle of a checkpoint to ``path``, and return its manifest.
+
+    Raises:
+        SlmqError: the graph does not compute what the simulation computes; nothing is written.
+    """
+    from slmq_edge import golden as goldens
+    from slmq_edge.exporters import graph, onnx
+
+    with new_folder(path, force) as folder:
+        (folder / "ort").mkdir()
+        for name, content in checkpoint.extras.items():
+            (folder / name).write_bytes(content)
+        if CONFIG in checkpoint.extras:
+            # Where optimum looks for it, so that its model class can load the graph.
+            (folder / "ort" / CONFIG).write_bytes(checkpoint.extras[CONFIG])
+        progress(0.0, "writing the graph")
+        model, lowering = onnx.write(checkpoint)
+        graph.save(model, folder / GRAPH)
+        if lowering.integer_gemm is not None:
+            graph.save(onnx.write_probe(), folder / PROBE)
+        progress(0.3, "recording golden prompts")
+        golden = goldens.record(checkpoint, goldens.tokenizer_for(checkpoint, folder))
+        _write_arrays(folder / goldens.FILE, golden)
+        progress(0.8, "checking the graph against its simulation")
+        verified = _verify(folder, golden)
+        manifest = _manifest(checkpoint, lowering, golden, verified, describe(folder))
+        (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+        progress(1.0, "checking the graph against its simulation")
+    return manifest
+
+
+def _write_arrays(file: Path, golden: Golden) -> None:
+    import numpy as np
+
+    arrays: dict[str, Any] = golden.arrays
+    np.savez_compressed(file, **arrays)
+
+
+def _verify(folder: Path, golden: Golden) -> dict[str, Any] | None:
+    """Run the golden check here; ``None`` where no onnxruntime is installed."""
+    from slmq_edge.runner import golden as check
+    from slmq_edge.runner import ort
+
+    try:
+        runtime = ort.load_onnxruntime()
+    except MissingExtra:
+        return None
+    session = ort.Session(folder / GRAPH, threads=1, settings={})
+    limits = check.Limits(*(golden.limits[name] for name in check.Limits._fields))
+    try:
+        report: GoldenReport = check.check(session, golden.arrays, limits)
+    except SlmqError as error:
+        raise SlmqError(
+            f"the exported graph does not compute what its simulation computes: {error} "
+            "Nothing was written; this is a bug of ours or of onnxruntime "
+            f"{runtime.__version__}, please report it."
+        ) from error
+    return {"onnxruntime": runtime.__version__, **report._asdict()}
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    lowering: Lowering,
+    golden: Golden,
+    verified: dict[str, Any] | None,
+    files: dict[str, dict[str, object]],
+) -> dict[str, Any]:
+    from slmq_edge.exporters.onnx import MINIMUM_VERSION
+
+    shape = checkpoint.anatomy
+    return {
+        "format": BUNDLE_FORMAT,
+        "version": BUNDLE_VERSION,
+        "created_by": f"slmq-edge {__version__}",
+        "model": checkpoint.source["name"],
+        "source": checkpoint.source,
+        "anatomy": shape.as_json(),
+        "method": checkpoint.method,
+        "settings": checkpoint.settings,
+        "calibration": checkpoint.calibration,
+        "cost": checkpoint.cost,
+        "scheme_requested": checkpoint.scheme.name,
+        "lowering": lowering.as_json(),
+        "runtime": {
+            "kind": "ort",
+            "graph": GRAPH,
+            "minimum_version": MINIMUM_VERSION,
+            "session_options": {},
+        },
+        "context_length": lowering.context_length,
+        "counts": {
+            "parameters": shape.parameters,
+            "linear_macs_per_token": shape.linear_macs_per_token,
+            "head_macs_per_token": shape.head_macs_per_token,
+        },
+        "weights_bytes": files[WEIGHTS]["bytes"],
+        "golden": golden.limits,
+        "verified": verified,
+        "files": files,
+    }

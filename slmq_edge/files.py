@@ -1,0 +1,140 @@
+"""Files that are either whole or not there: written beside their place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from slmq_edge.errors import NotFound, SlmqError, did_you_mean
+from slmq_edge.runner.manifest import sha256
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse, before any work starts, an output that could not be written at the end.
+
+    Raises:
+        SlmqError: ``path`` exists and ``force`` is off, or no folder above it is writable.
+    """
+    if path.exists() and not force:
+        raise SlmqError(f"{path} exists already, will not overwrite it without --force")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise SlmqError(f"cannot write {path}: {above} is not a writable folder")
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Refuse, before any work starts, to fill the disk that holds ``path``."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(above).free
+    if free < needed_bytes:
+        raise SlmqError(
+            f"not enough disk space for {path}: about {needed_bytes / 1e6:.0f} MB needed, "
+            f"{free / 1e6:.0f} MB free"
+        )
+
+
+def existing(path: Path, kind: str) -> Path:
+    """Return ``path`` if it is there.
+
+    Raises:
+        NotFound: nothing is there; names the nearest sibling.
+    """
+    if path.exists():
+        return path
+    siblings = [p.name for p in path.absolute().parent.glob("*")]
+    raise NotFound(f"no {kind} at {path}{did_you_mean(path.name, siblings)}")
+
+
+def write_text_atomically(path: Path, text: str, force: bool = False) -> None:
+    """Write ``text`` (UTF-8) to ``path``: the whole of it, or nothing."""
+    check_output(path, force)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            Path(name).chmod(_default_mode())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder that becomes ``path`` when the block ends well, and vanishes if not.
+
+    Ctrl-C and a full disk leave what was at ``path`` before untouched.
+    """
+    check_output(path, force)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=f".{path.name}."))
+        try:
+            scratch.chmod(_default_mode(folder=True))
+            yield scratch
+            for file in scratch.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            _swap(scratch, path.absolute())
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what a disk can say while ``path`` is written into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SlmqError(f"the disk is full: {path} was not written") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise SlmqError(f"cannot write {path}: {error.strerror}") from error
+        raise
+
+
+def folder_bytes(folder: Path) -> int:
+    """Sum of the sizes of all files below ``folder``, in bytes."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _swap(scratch: Path, path: Path) -> None:
+    if not path.exists():
+        scratch.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    path.rename(old / path.name)
+    scratch.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _default_mode(folder: bool = False) -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return (0o777 if folder else 0o666) & ~umask
+
+
+def describe(folder: Path) -> dict[str, dict[str, object]]:
+    """Size and SHA-256 of every file below ``folder``: the ``files`` of its manifest."""
+    return {
+        file.relative_to(folder).as_posix(): {
+            "bytes": file.stat().st_size,
+            "sha256": sha256(file),
+        }
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }

@@ -1,0 +1,247 @@
+"""Find a model by name, folder or hub id, and read it: safetensors only, no code, no pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from slmq_edge import builtin
+from slmq_edge.anatomy import HEAD, Anatomy
+from slmq_edge.errors import Damaged, MissingExtra, NotFound, Unsupported, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+    from slmq_edge.decoder import Decoder
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM-135M"
+WELL_KNOWN = (
+    DEFAULT_MODEL,
+    "HuggingFaceTB/SmolLM-360M",
+    "HuggingFaceTB/SmolLM2-135M",
+    "HuggingFaceTB/SmolLM2-360M",
+    "Qwen/Qwen2.5-0.5B",
+)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model came from: its folder here, and how to name it elsewhere."""
+
+    name: str
+    origin: Literal["built-in", "local", "hub"]
+    folder: Path
+    revision: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Without the folder, which means nothing on another machine."""
+        return {"name": self.name, "origin": self.origin, "revision": self.revision}
+
+
+def find(model: str) -> Source:
+    """Resolve a built-in name, a local folder or a hub id.
+
+    Raises:
+        NotFound: none of the three; says what was tried, and guesses.
+    """
+    if model in builtin.MODELS:
+        return Source(model, "built-in", builtin.folder(model))
+    path = Path(model)
+    if path.is_dir():
+        return Source(path.resolve().name, "local", path)
+    looks_local = path.exists() or model.startswith((".", "/", "~")) or path.parent.is_dir()
+    if looks_local or not _HUB_ID.fullmatch(model):
+        nearby = [p.name for p in path.absolute().parent.glob("*") if p.is_dir()]
+        guess = did_you_mean(model, (*builtin.MODELS, *WELL_KNOWN))
+        guess = guess or did_you_mean(path.name, nearby)
+        raise NotFound(
+            f"no model '{model}'{guess}: give a folder, a hub id "
+            f"(like {DEFAULT_MODEL}), or one of {', '.join(builtin.MODELS)}"
+        )
+    return _download(model)
+
+
+def _download(model: str) -> Source:
+    """Fetch a hub repository's config, safetensors and tokenizer (no code, no pickle)."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "quantize") from error
+    with hub_errors_as(f"'{model}'"):
+        folder = huggingface_hub.snapshot_download(
+            model, allow_patterns=["*.safetensors", "*.json"]
+        )
+    path = Path(folder)
+    return Source(model, "hub", path, revision=path.name)
+
+
+@contextlib.contextmanager
+def hub_errors_as(what: str) -> Iterator[None]:
+    """Turn whatever the hub's client raises while fetching ``what`` into one line.
+
+    Raises:
+        NotFound: no such repository, no network, or no leave.
+    """
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
+        raise NotFound(
+            f"the hub has no model {what}{did_you_mean(what.strip(chr(39)), WELL_KNOWN)} "
+            f"({_line(error)})"
+        ) from error
+    except Exception as error:
+        # The client lets its HTTP library's errors through, and that library changed (v0, v1).
+        library = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and library not in {"huggingface_hub", "httpx"}:
+            raise
+        raise NotFound(
+            f"cannot fetch {what} from the hub: {_line(error)} "
+            f"Without network, use a local folder or the built-in {builtin.MODELS[0]}."
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence or line of a library's message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    first = re.split(r"(?<=[.!])\s", text, maxsplit=1)[0]
+    return f"{type(error).__name__}: {first[:300]}".rstrip(".") + "."
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's ``config.json``.
+
+    Raises:
+        NotFound: there is none; Damaged: it is not JSON.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise NotFound(f"{folder} holds no config.json: is it a Hugging Face model folder?")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} is not a JSON object")
+    return value
+
+
+def read_anatomy(folder: Path) -> Anatomy:
+    """Anatomy of the model in ``folder``, without reading its weights."""
+    config = read_config(folder)
+    try:
+        return Anatomy.from_config(config)
+    except KeyError as error:
+        raise Damaged(f"{folder / 'config.json'} lacks {error}") from error
+
+
+def read(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
+    """Read a model's weights into memory as ``dtype`` (float32 unless told).
+
+    Raises:
+        NotFound: no safetensors in the folder.
+        Damaged: a file is truncated, or a tensor is missing, extra or of the wrong shape.
+    """
+    import torch
+
+    from slmq_edge.decoder import Decoder
+
+    shape = read_anatomy(folder)
+    weights: dict[str, torch.Tensor] = {}
+    for file in _weight_files(folder):
+        weights.update(load_tensors(file))
+    weights = {
+        name: tensor.to(dtype or torch.float32)
+        for name, tensor in weights.items()
+        if not _recomputed(name, shape)
+    }
+    check_tensors({name: tuple(t.shape) for name, t in weights.items()}, shape, folder)
+    return Decoder(shape, weights)
+
+
+def load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one safetensors file.
+
+    Raises:
+        Damaged: the file is truncated or not safetensors.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingExtra("safetensors", "quantize") from error
+    try:
+        loaded: dict[str, torch.Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise Damaged(f"{file} is damaged or truncated: {_line(error)}") from error
+    return loaded
+
+
+def check_tensors(found: Mapping[str, tuple[int, ...]], shape: Anatomy, place: Path) -> None:
+    """Compare the names and shapes found with those the anatomy needs.
+
+    Raises:
+        Damaged: names the first tensor that differs.
+    """
+    needed = shape.tensors()
+    for name, size in needed.items():
+        if name not in found:
+            raise Damaged(f"{place} lacks the tensor {name}")
+        if found[name] != size:
+            raise Damaged(f"{place}: {name} has shape {found[name]}, config.json says {size}")
+    extra = sorted(set(found) - set(needed))
+    if extra:
+        raise Unsupported(
+            f"{place} holds tensors that a {shape.family} decoder does not have: "
+            f"{', '.join(extra[:3])}{' ...' if len(extra) > 3 else ''}"
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [folder / name for name in sorted(set(mapping.values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise Damaged(f"{folder} lacks {missing[0]}, which its index names")
+        return files
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    why = f" ({pickled[0].name} is a pickle, which is never loaded)" if pickled else ""
+    raise NotFound(f"{folder} holds no model.safetensors{why}")
+
+
+def _recomputed(name: str, shape: Anatomy) -> bool:
+    """Tensors that some writers store although they follow from others."""
+    return name.endswith("rotary_emb.inv_freq") or (shape.tied and name == f"{HEAD}.weight")
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, as transformers' fast tokenizer.
+
+    Raises:
+        NotFound: there is no ``tokenizer.json``.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise NotFound(f"{folder} holds no tokenizer.json, which calibration needs")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtra("transformers", "quantize") from error
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -1,0 +1,172 @@
+"""model -> Checkpoint: calibrate, prepare, round, and account for what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slmq_edge import calibration as calibrations
+from slmq_edge import models
+from slmq_edge.anatomy import Anatomy
+from slmq_edge.errors import UsageError, did_you_mean
+from slmq_edge.quantization import Method, Progress, method
+from slmq_edge.scheme import Scheme, require_integer
+
+if TYPE_CHECKING:
+    from slmq_edge.calibration import Calibration, Text
+    from slmq_edge.checkpoint import Checkpoint
+    from slmq_edge.models import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to quantize and how; ``None`` leaves a choice to the method's default.
+
+    windows, length: calibration size; settings: fields of the method's own ``Settings``.
+    """
+
+    scheme: Scheme
+    method: str
+    calib: Path | None = None
+    windows: int | None = None
+    length: int | None = None
+    device: str = "cpu"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request whose every mistake has been found: model, method, settings, text, device."""
+
+    source: Source
+    anatomy: Anatomy
+    request: Request
+    settings: Any
+    text: Text | None
+    device: str
+
+
+def plan(model: str, request: Request, note: Callable[[str], None] = lambda _: None) -> Plan:
+    """Check everything that can be checked before the model is read.
+
+    Raises:
+        SlmqError: one line for the first thing that is wrong.
+    """
+    chosen = method(request.method)
+    settings = _settings(chosen, request)
+    if request.method != "none":
+        require_integer(request.scheme, request.method)
+    device = _device(request.device)
+    if request.calib is not None:
+        calibrations.read_text(request.calib)
+    source = models.find(model)
+    shape = models.read_anatomy(source.folder)
+    text = None
+    if chosen.CALIBRATION is not None:
+        text = calibrations.text_for(source, request.calib)
+        if text.note:
+            note(text.note)
+    return Plan(source, shape, request, settings, text, device)
+
+
+def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Checkpoint:
+    """Carry a plan out.
+
+    Raises:
+        SlmqError: damaged weights, a text too short, a loss that is no number.
+    """
+    import torch
+
+    from slmq_edge.checkpoint import Checkpoint, extras_of, round_weights
+
+    request, source = planned.request, planned.source
+    chosen = method(request.method)
+    meter = _Meter(planned.device)
+    progress(0.0, "reading the model")
+    model = models.read(source.folder).to(torch.float32, planned.device)
+    calibration = _calibration(chosen, planned)
+    prepared = chosen.prepare(model, calibration, request.scheme, planned.settings, progress)
+    progress(1.0, "rounding")
+    integers, tensors = round_weights(prepared, request.scheme)
+    return Checkpoint(
+        anatomy=planned.anatomy,
+        scheme=request.scheme,
+        integers=integers,
+        tensors=tensors,
+        method=request.method,
+        settings=dataclasses.asdict(planned.settings),
+        source=source.as_json(),
+        calibration=calibration.as_json() if calibration else None,
+        cost=meter.read(),
+        extras=extras_of(source.folder),
+    )
+
+
+def _calibration(chosen: Method, planned: Plan) -> Calibration | None:
+    if chosen.CALIBRATION is None or planned.text is None:
+        return None
+    request = planned.request
+    size = calibrations.Size(
+        windows=request.windows or chosen.CALIBRATION.windows,
+        length=min(request.length or chosen.CALIBRATION.length, planned.anatomy.max_positions),
+    )
+    return calibrations.cut(planned.text, models.read_tokenizer(planned.source.folder), size)
+
+
+def _settings(chosen: Method, request: Request) -> Any:
+    known = [f.name for f in dataclasses.fields(chosen.Settings)]
+    given = {name: value for name, value in request.settings.items() if value is not None}
+    for name in given:
+        if name not in known:
+            listed = ", ".join(f"--{k}" for k in known) or "none"
+            raise UsageError(
+                f"method {request.method} has no setting --{name}{did_you_mean(name, known)}; "
+                f"its settings: {listed}"
+            )
+    return chosen.Settings(**given)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cpu":
+        return name
+    kind = name.split(":")[0]
+    if kind != "cuda":
+        raise UsageError(f"unknown device '{name}'{did_you_mean(kind, ('cpu', 'cuda'))}")
+    if not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    return name
+
+
+class _Meter:
+    """Wall time and peak memory from here to ``read``."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        from slmq_edge.profiles.cpu import Cpu
+
+        self._device = device
+        self._profile = Cpu()
+        self._profile.reset_peak()
+        if device != "cpu":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._start = time.perf_counter()
+
+    def read(self) -> dict[str, Any]:
+        """seconds; peak memory by kind; device."""
+        import torch
+
+        memory = {"cpu_peak_rss": self._profile.memory()["cpu_peak_rss"]}
+        if self._device != "cpu":
+            memory["torch_peak_allocated"] = torch.cuda.max_memory_allocated(self._device)
+        return {
+            "seconds": time.perf_counter() - self._start,
+            "memory": memory,
+            "device": self._device,
+        }

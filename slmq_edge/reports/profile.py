@@ -1,0 +1,114 @@
+"""One run as text: what ran, how fast, how much memory, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from slmq_edge.reports.format import (
+    bytes_text,
+    count_text,
+    rate_text,
+    seconds_text,
+    share_text,
+)
+from slmq_edge.results import Run, Series
+
+MEMORY_NAMES = {
+    "cpu_peak_rss": "peak RSS",
+    "cpu_rss_anon": "anonymous",
+    "cpu_rss_file": "mapped files",
+}
+BANDWIDTH = "bandwidth_bytes_per_second"
+
+
+def render(run: Run) -> str:
+    """Run -> text of several short tables, ending in a newline."""
+    parts = [
+        _section(f"{run.artifact.model} on {run.device.name}", _card(run)),
+        _section("Speed (median [width of the middle half])", _speed(run)),
+        _section("Memory of the process, by phase", _memory(run)),
+        _section("Checked on this device", _checks(run)),
+    ]
+    if run.caveats:
+        parts.append("Caveats\n" + "\n".join(f"  ! {caveat.advice}" for caveat in run.caveats))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    listed = list(rows)
+    width = max(len(name) for name, _ in listed)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in listed)])
+
+
+def _card(run: Run) -> list[tuple[str, str]]:
+    ran = run.artifact
+    asked = "" if ran.scheme_requested == ran.scheme_ran else f" (asked: {ran.scheme_requested})"
+    stored = ", ".join(f"{part} {b} bits" for part, b in ran.weight_storage_bits.items())
+    rows = [
+        ("method", ran.method),
+        ("ran", f"{ran.scheme_ran}{asked}"),
+        ("work in INT8", share_text(ran.int8_gemm_share)),
+        ("activations", ran.activation_mode),
+        ("lm_head", ran.lm_head),
+        ("parameters", count_text(ran.counts.parameters)),
+        ("weights", f"{bytes_text(ran.weights_bytes)} ({stored})"),
+        ("bundle on disk", bytes_text(ran.bundle_bytes)),
+        ("KV cache", f"{bytes_text(ran.kv_bytes_per_token)} per token"),
+    ]
+    ceiling = decode_ceiling(run)
+    if ceiling is not None:
+        share = share_text(run.decode_rate.median / ceiling)
+        rows.append(("decode ceiling", f"{rate_text(ceiling)} (bandwidth / weights): {share}"))
+    return rows
+
+
+def decode_ceiling(run: Run) -> float | None:
+    """Return tokens/s if every token reads all weights once; None where no sheet says so."""
+    fact = run.device.facts.get(BANDWIDTH)
+    bandwidth = fact.get("value") if isinstance(fact, dict) else None
+    if not isinstance(bandwidth, int | float) or not run.artifact.weights_bytes:
+        return None
+    return bandwidth / run.artifact.weights_bytes
+
+
+def _speed(run: Run) -> list[tuple[str, str]]:
+    work, series = run.workload, run.series
+    first = series["prefill_seconds"]
+    wait, spread = seconds_text(first.median), seconds_text(first.spread)
+    return [
+        (f"prefill, {work.prompt_tokens} tokens", _rate(run.prefill_rate)),
+        (
+            "time to first token",
+            f"{wait} [{spread}]",
+        ),
+        (f"decode, {work.new_tokens} tokens", _rate(run.decode_rate)),
+        ("load", f"{seconds_text(series['load_seconds'].median)} (files cached)"),
+        ("repetitions", f"{len(first.values)} after {work.warmups} warm-ups"),
+        ("threads", f"{work.threads} on {run.environment.get('cores')} cores"),
+    ]
+
+
+def _rate(series: Series) -> str:
+    return f"{rate_text(series.median)} [{rate_text(series.spread)}]"
+
+
+def _memory(run: Run) -> list[tuple[str, str]]:
+    rows = []
+    for phase, kinds in run.memory.items():
+        texts = [f"{MEMORY_NAMES.get(k, k)} {bytes_text(v)}" for k, v in kinds.items()]
+        rows.append((phase, ", ".join(texts) or "not measured"))
+    return rows or [("", "not measured")]
+
+
+def _checks(run: Run) -> list[tuple[str, str]]:
+    golden = run.golden
+    perplexity = f"{golden['perplexity']:.4f} (simulated {golden['reference_perplexity']:.4f})"
+    rows = [
+        ("mean KL", f"{golden['mean_kl']:.1e}, with a past {golden['mean_kl_with_past']:.1e}"),
+        ("perplexity", f"{perplexity} on {golden['positions_compared']} golden positions"),
+        ("greedy tokens", f"{golden['greedy_compared']} compared, all equal"),
+    ]
+    if run.probe is not None:
+        exact = "exact" if run.probe["exact"] else f"off by up to {run.probe['largest_error']}"
+        rows.append(("integers", f"{exact} ({run.probe['operator']})"))
+    return rows

@@ -1,0 +1,356 @@
+"""A `Run`: what was measured, on what, and how much it can be trusted. Saved as run.json.
+
+Raw values are stored, statistics are derived. The format is numbered; a document of another
+format or version, or with a field that is missing, unknown or of the wrong type, is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import statistics
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmq_edge.caveats import Caveat, Evidence, doubts
+from slmq_edge.errors import Damaged, NotFound, Unsupported
+from slmq_edge.files import write_text_atomically
+from slmq_edge.runner.manifest import described
+
+FORMAT = "slmq-edge-run"
+VERSION = 1
+GRAPH = "ort/model.onnx"  # its external data has the same name and more
+ORIGINS = ("measured", "projected", "published")
+
+Memory = Mapping[str, Mapping[str, int | None]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Raw values in the order in which they were taken."""
+
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range, in ``unit``: one outlier does not move it. 0 for one value."""
+        if len(self.values) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        return high - low
+
+    def rate(self, count: int, unit: str) -> Series:
+        """Turn the seconds that ``count`` things took into things per second."""
+        return Series(unit, tuple(count / seconds for seconds in self.values))
+
+
+@dataclass(frozen=True)
+class Counts:
+    parameters: int
+    linear_macs_per_token: int
+    head_macs_per_token: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What ran, by its true names.
+
+    model: name, and ``@revision`` where it has one. bundle_sha256: that of bundle.json.
+    bundle_bytes: all files that it lists. weights_bytes: the graph with its external data.
+    """
+
+    model: str
+    method: str
+    scheme_requested: str
+    scheme_ran: str
+    int8_gemm_share: float
+    weight_storage_bits: Mapping[str, int]
+    activation_mode: str
+    lm_head: str
+    runtime: Mapping[str, Any]
+    bundle_sha256: str
+    bundle_bytes: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    counts: Counts
+    context_length: int
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    kind: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Batch 1: ``prompt_tokens`` in, ``new_tokens`` decoding steps, so many times."""
+
+    prompt_tokens: int
+    new_tokens: int
+    repetitions: int
+    warmups: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Run:
+    created: str
+    artifact: Artifact
+    device: Device
+    environment: Mapping[str, Any]
+    workload: Workload
+    golden: Mapping[str, Any]
+    probe: Mapping[str, Any] | None
+    series: Mapping[str, Series]
+    memory: Memory
+    origin: str
+    caveats: tuple[Caveat, ...]
+
+    @property
+    def prefill_rate(self) -> Series:
+        return self.series["prefill_seconds"].rate(self.workload.prompt_tokens, "tokens/s")
+
+    @property
+    def decode_rate(self) -> Series:
+        return self.series["decode_seconds"].rate(self.workload.new_tokens, "tokens/s")
+
+
+def to_json(run: Run) -> str:
+    document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(run)}
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def save(run: Run, path: Path, force: bool = False) -> None:
+    """Write run.json: the whole of it, or nothing."""
+    write_text_atomically(path, to_json(run), force)
+
+
+def load(path: Path) -> Run:
+    """Read a run.json.
+
+    Raises:
+        NotFound: there is no such file.
+        Damaged: it is truncated, not JSON, or a field is not what it should be.
+        Unsupported: another format, or a version that this release does not know.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        document = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+    try:
+        return from_document(document, str(path))
+    except RecursionError as error:
+        raise Damaged(f"{path} is damaged: nested too deeply") from error
+
+
+def from_document(document: object, name: str) -> Run:
+    """Turn a parsed run.json into a `Run`; ``name`` is how errors call it."""
+    if not isinstance(document, dict):
+        raise Damaged(f"{name} is damaged: not a JSON object")
+    if document.get("format") != FORMAT:
+        raise Unsupported(f"{name} is {document.get('format')!r}, expected {FORMAT!r}")
+    if type(document.get("version")) is not int or document["version"] != VERSION:
+        found = document.get("version")
+        raise Unsupported(f"{name} has version {found!r}; this release reads {VERSION}")
+    fields = {k: v for k, v in document.items() if k not in ("format", "version")}
+    run: Run = decode(Run, fields, f"{name}:")
+    for series in ("load_seconds", "prefill_seconds", "decode_seconds"):
+        found_series = run.series.get(series)
+        if found_series is None or not found_series.values or min(found_series.values) <= 0:
+            raise Damaged(f"{name}: series.{series} is missing, empty or not positive")
+    if run.origin not in ORIGINS:
+        raise Damaged(f"{name}: origin is {run.origin!r}, expected one of {ORIGINS}")
+    return run
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
+    """Turn JSON into ``kind``: a dataclass, a tuple, a mapping, a union or a plain type.
+
+    Raises:
+        Damaged: the value is of another type, or a field is missing or unknown.
+    """
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return _finite(value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _decode_record(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        (item, _) = typing.get_args(kind)
+        return tuple(decode(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
+        (_, item) = typing.get_args(kind)
+        return {k: decode(item, v, f"{where}.{k}") for k, v in value.items()}
+    if origin is types.UnionType:
+        (item,) = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        return None if value is None else decode(item, value, where)
+    if kind is float and type(value) in (int, float) and abs(value) < 1e300:
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise Damaged(f"{where} is {type(value).__name__}, expected {_name(kind)}")
+
+
+def _decode_record(kind: Any, value: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    wrong = sorted(set(hints) ^ set(value))
+    if wrong:
+        problem = "is missing" if wrong[0] in hints else "is unknown"
+        raise Damaged(f"{where}.{wrong[0]} {problem}".replace(":.", ": "))
+    found = {k: decode(hints[k], value[k], f"{where}.{k}".replace(":.", ": ")) for k in hints}
+    return kind(**found)
+
+
+def _finite(value: Any, where: str) -> Any:
+    """Return any JSON value unchanged, unless 1e999 made a number infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Damaged(f"{where} is not a finite number")
+    if isinstance(value, dict):
+        return {k: _finite(v, f"{where}.{k}") for k, v in value.items()}
+    return [_finite(v, where) for v in value] if isinstance(value, list) else value
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def assemble(events: Sequence[Mapping[str, Any]], device: Device, bundle: Mapping[str, Any]) -> Run:
+    """Make a `Run` of a journal's events; see `runner.journal` for what they hold.
+
+    Args:
+        events: of one or, after an interruption, several processes, in order.
+        device: where they ran.
+        bundle: bundle.json.
+
+    Raises:
+        Damaged: an event is missing, or bundle.json lacks a field.
+    """
+    begins = _all(events, "begin")
+    loads = _all(events, "load")
+    golden = _all(events, "golden")[-1]["report"]
+    probe = _all(events, "probe")[-1]["result"]
+    repetitions = sorted(_all(events, "repetition"), key=lambda event: event["index"])
+    warmups = [event for event in events if event["event"] == "warmup"]
+    ends = [event for event in events if event["event"] == "end"]  # none if killed just before
+    workload: Workload = decode(Workload, begins[-1]["workload"], "journal: workload")
+    environment = {
+        **begins[0]["environment"],
+        "load_average_end": ends[-1]["load_average"] if ends else None,
+        "profile": loads[-1]["profile"],
+    }
+    series = _series(loads, warmups, repetitions)
+    created = datetime.datetime.fromtimestamp(begins[0]["at"], datetime.UTC)
+    found = Run(
+        created=created.isoformat(timespec="seconds"),
+        artifact=artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"]),
+        device=device,
+        environment=environment,
+        workload=workload,
+        golden=golden,
+        probe=probe,
+        series=series,
+        memory=_memory(loads, [*warmups, *repetitions]),
+        origin="measured",
+        caveats=(),
+    )
+    evidence = Evidence(series, environment, dataclasses.asdict(workload), golden, probe)
+    complete = dataclasses.replace(found, caveats=doubts(evidence))
+    return from_document(json.loads(to_json(complete)), "the journal")
+
+
+def _all(events: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    found = [event for event in events if event["event"] == name]
+    if not found:
+        raise Damaged(f"the journal has no event '{name}'")
+    return found
+
+
+def artifact_of(bundle: Mapping[str, Any], sha256: str, kv_bytes_per_token: int) -> Artifact:
+    """Take what ran from bundle.json, at its top or in its section ``lowering``.
+
+    Raises:
+        Damaged: a field is missing or of the wrong type.
+    """
+    files = decode(Mapping[str, Mapping[str, Any]], bundle.get("files"), "bundle.json: files")
+    sizes = [decode(int, files[name].get("bytes"), f"bundle.json: {name}") for name in files]
+    known = described(bundle) | {
+        "model": _model_name(bundle.get("model")),
+        "weights_bytes": sum(
+            size for name, size in zip(files, sizes, strict=True) if name.startswith(GRAPH)
+        ),
+        "bundle_sha256": sha256,
+        "bundle_bytes": sum(sizes),
+        "kv_bytes_per_token": kv_bytes_per_token,
+    }
+    names = [field.name for field in dataclasses.fields(Artifact)]
+    artifact: Artifact = decode(
+        Artifact, {name: known[name] for name in names if name in known}, "bundle.json:"
+    )
+    return artifact
+
+
+def _model_name(model: Any) -> Any:
+    """Return the name in ``{"name", "revision", ...}``; `decode` judges any other shape."""
+    if not isinstance(model, dict):
+        return model
+    revision = model.get("revision")
+    return f"{model.get('name')}@{revision}" if revision else model.get("name")
+
+
+def _series(
+    loads: Iterable[Mapping[str, Any]],
+    warmups: Sequence[Mapping[str, Any]],
+    repetitions: Sequence[Mapping[str, Any]],
+) -> dict[str, Series]:
+    def seconds(values: Iterable[float]) -> Series:
+        return Series("s", tuple(float(value) for value in values))
+
+    steps = [step for event in repetitions for step in event["decode_step_seconds"]]
+    return {
+        "load_seconds": seconds(event["seconds"] for event in loads),
+        "prefill_seconds": seconds(event["prefill_seconds"] for event in repetitions),
+        "decode_seconds": seconds(event["decode_seconds"] for event in repetitions),
+        "decode_step_seconds": seconds(steps),
+        "warmup_prefill_seconds": seconds(event["prefill_seconds"] for event in warmups),
+        "warmup_decode_seconds": seconds(event["decode_seconds"] for event in warmups),
+    }
+
+
+def _memory(
+    loads: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, int | None]]:
+    """Return the largest value of every kind in every phase, over all rounds and processes.
+
+    A kind that one of them could not read is None: a maximum over a part would be a guess.
+    """
+    found: dict[str, dict[str, list[Any]]] = {}
+    for event in [*loads, *rounds]:
+        for phase, kinds in event["memory"].items():
+            if not isinstance(kinds, dict):
+                raise Damaged(f"the journal is damaged: memory of {phase}")
+            for kind, value in kinds.items():
+                found.setdefault(phase, {}).setdefault(kind, []).append(value)
+    return {
+        phase: {kind: None if None in v else max(v) for kind, v in kinds.items()}
+        for phase, kinds in found.items()
+    }

@@ -1,0 +1,45 @@
+"""Usage: python -m slmq_edge.runner JOB.json (checks the bundle, then measures it).
+
+Events go to the job's journal and, line by line, to stdout. Exit code 0, or 1 after one
+line on stderr; a traceback there is our bug.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Sequence
+
+from slmq_edge.errors import SlmqError, UsageError
+from slmq_edge.runner import job as jobs
+
+MEASURE = "--measure"  # the second process; see job.py
+
+
+def main(arguments: Sequence[str]) -> int:
+    try:
+        measuring = bool(arguments) and arguments[0] == MEASURE
+        names = arguments[1:] if measuring else arguments
+        if len(names) != 1:
+            raise UsageError("usage: python -m slmq_edge.runner JOB.json")
+        job_file = Path(names[0])
+        job = jobs.read(job_file)
+        if measuring:
+            jobs.measure_job(job, _echo)
+            return 0
+        jobs.check(job, _echo)
+        jobs.replace_process(job_file)
+    except SlmqError as error:
+        _echo(json.dumps({"error": type(error).__name__, "text": str(error)}))
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+def _echo(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

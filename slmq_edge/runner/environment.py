@@ -1,0 +1,138 @@
+"""Where a measurement was taken, as far as it decides speed. What cannot be had is None."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any, Mapping
+
+# The instruction sets that decide the speed of integer GEMMs (x86, then Arm's names).
+INTEGER_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+
+# Two runs whose values agree in these may be continued one by the other.
+IDENTITY = (
+    "cpu_model",
+    "cpu_flags",
+    "cores",
+    "machine",
+    "memory_total_bytes",
+    "kernel",
+    "python",
+    "numpy",
+    "onnxruntime",
+)
+
+CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
+
+
+def capture(root: str = "/") -> dict[str, Any]:
+    """Describe this machine; files are read below ``root``. onnxruntime is not imported."""
+    top = Path(root)
+    cpuinfo = _keyed(_text(top / "proc/cpuinfo"))
+    return {
+        "cpu_model": _cpu_model(cpuinfo),
+        "cpu_flags": _cpu_flags(cpuinfo),
+        "cores": cores(),
+        "machine": platform.machine(),
+        "governor": _text(top / CPUFREQ / "scaling_governor"),
+        "frequency_hz": _kilo(_text(top / CPUFREQ / "scaling_cur_freq"), 1000),
+        "load_average": load_average(root),
+        "memory_total_bytes": _memory_total(top),
+        "kernel": _text(top / "proc/sys/kernel/osrelease"),
+        "os": _os_release(_text(top / "etc/os-release")),
+        "python": platform.python_version(),
+        "numpy": _version("numpy"),
+        "onnxruntime": _version("onnxruntime") or _version("onnxruntime-gpu"),
+    }
+
+
+def identity(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an environment that must not change within one run."""
+    return {name: environment.get(name) for name in IDENTITY}
+
+
+def cores() -> int:
+    """Return the number of cores this process may use, which os.cpu_count() is not."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_average(root: str = "/") -> float | None:
+    """Return the mean number of runnable tasks over the last minute."""
+    text = _text(Path(root) / "proc/loadavg")
+    try:
+        return float(text.split()[0]) if text else None
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str | None:
+    """Return a file's text, stripped of blanks and NUL bytes; None where it has none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n\t ") or None
+    except OSError:
+        return None
+
+
+def _keyed(text: str | None) -> dict[str, str]:
+    """Parse ``key : value`` lines; of a key that is repeated, the first value counts."""
+    found: dict[str, str] = {}
+    for line in (text or "").splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(key.strip(), value.strip())
+    return found
+
+
+def _cpu_model(cpuinfo: Mapping[str, str]) -> str | None:
+    """Return the model's name; Arm kernels print numbers instead, which are kept as such."""
+    if "model name" in cpuinfo:
+        return cpuinfo["model name"]
+    numbers = [cpuinfo.get(key) for key in ("CPU implementer", "CPU part")]
+    if all(numbers):
+        return f"Arm implementer {numbers[0]} part {numbers[1]}"
+    return None
+
+
+def _cpu_flags(cpuinfo: Mapping[str, str]) -> list[str] | None:
+    line = cpuinfo.get("flags") or cpuinfo.get("Features")
+    if line is None:
+        return None
+    present = line.split()
+    return [flag for flag in INTEGER_FLAGS if flag in present]
+
+
+def _memory_total(top: Path) -> int | None:
+    line = _keyed(_text(top / "proc/meminfo")).get("MemTotal", "")
+    return _kilo(line.partition(" ")[0], 1024)
+
+
+def _kilo(text: str | None, factor: int) -> int | None:
+    return int(text) * factor if text and text.isdecimal() else None
+
+
+def _os_release(text: str | None) -> str | None:
+    for line in (text or "").splitlines():
+        key, _, value = line.partition("=")
+        if key == "PRETTY_NAME":
+            return value.strip("\"'") or None
+    return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

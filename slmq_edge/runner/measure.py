@@ -1,0 +1,108 @@
+"""The timing loop: prefill, then greedy decoding, over and over, every repetition kept.
+
+``prefill_seconds`` ends when the first new token is known (time to first token, tokenizer
+excluded); ``decode_seconds`` is the time of the n steps after it, choosing included. Memory
+is read between the timed parts, never inside them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+
+from slmq_edge.errors import Damaged, UsageError
+from slmq_edge.profiles import Profile
+from slmq_edge.runner.golden import Decoder
+from slmq_edge.runner.manifest import described
+
+Emit = Callable[["dict[str, Any]"], object]
+
+
+class Workload(NamedTuple):
+    """What is measured: batch 1, p tokens in, n tokens out after the first."""
+
+    prompt_tokens: int
+    new_tokens: int
+    repetitions: int
+    warmups: int
+    threads: int
+
+
+class Timing(NamedTuple):
+    prefill_seconds: float
+    decode_seconds: float
+    decode_step_seconds: tuple[float, ...]
+    memory: dict[str, dict[str, int | None]]  # phase -> kind -> bytes
+
+
+def check_workload(workload: Workload, bundle: Mapping[str, Any]) -> None:
+    """Refuse what cannot be measured on this bundle, before anything is loaded."""
+    context_length = described(bundle).get("context_length")
+    if type(context_length) is not int:
+        raise Damaged("bundle.json is damaged: it has no context_length")
+    for name, least in zip(Workload._fields, (1, 1, 1, 0, 1)):
+        if getattr(workload, name) < least:
+            raise UsageError(f"{name.replace('_', ' ')} must be at least {least}")
+    needed = workload.prompt_tokens + workload.new_tokens
+    if needed > context_length:
+        raise UsageError(
+            f"{workload.prompt_tokens} prompt tokens and {workload.new_tokens} new ones make "
+            f"{needed}: the context holds {context_length}"
+        )
+
+
+def measure(
+    session: Decoder,
+    prompt: Any,
+    workload: Workload,
+    emit: Emit,
+    profile: Profile,
+    clock: Callable[[], float] = time.perf_counter,
+    missing: Sequence[int] | None = None,
+) -> None:
+    """Warm up, then repeat; every warm-up and repetition is an event before the next begins.
+
+    Args:
+        session: the loaded graph.
+        prompt: int64 [prompt_tokens].
+        workload: how many of everything.
+        emit: takes the events ``warmup`` and ``repetition`` of `journal`.
+        profile: reads the memory.
+        clock: seconds, monotonic.
+        missing: indices of the repetitions to take; None: all of them.
+    """
+    todo = range(workload.repetitions) if missing is None else missing
+    rounds = [("warmup", index) for index in range(workload.warmups)]
+    rounds += [("repetition", index) for index in todo]
+    for name, index in rounds:
+        timing = once(session, prompt, workload.new_tokens, profile, clock)
+        emit({"event": name, "index": index, **timing._asdict()})
+
+
+def once(
+    session: Decoder,
+    prompt: Any,
+    new_tokens: int,
+    profile: Profile,
+    clock: Callable[[], float],
+) -> Timing:
+    """One prefill and ``new_tokens`` greedy steps."""
+    tokens = prompt.reshape(1, -1)
+    profile.reset_peak()
+    started = clock()
+    logits, cache = session.prefill(tokens, 1)
+    token = logits[:, -1].argmax(axis=-1).reshape(1, 1)
+    prefill_seconds = clock() - started
+    memory = {"prefill": dict(profile.memory())}
+
+    profile.reset_peak()
+    ticks = [clock()]
+    for _ in range(new_tokens):
+        logits, cache = session.step(token, cache)
+        token = logits[:, -1].argmax(axis=-1).reshape(1, 1)
+        ticks.append(clock())
+    memory["decode"] = dict(profile.memory())
+    steps = tuple(float(step) for step in np.diff(ticks))
+    return Timing(prefill_seconds, ticks[-1] - ticks[0], steps, memory)

@@ -1,0 +1,193 @@
+"""One bundle's graph in ONNX Runtime: whole prompts first, then a token at a time.
+
+Names follow optimum's convention: ``input_ids``, ``attention_mask``, ``position_ids`` and
+``past_key_values.{i}.key|value`` go in, ``logits`` and ``present.{i}.key|value`` come out.
+``logits_to_keep`` is an overridable initializer: for how many of the last positions logits
+are computed (default: all). Caches pass from step to step as OrtValues, never through numpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+
+import numpy as np
+
+from slmq_edge.errors import Damaged, MissingExtra, SlmqError, Unsupported
+
+PROVIDER = "CPUExecutionProvider"
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+KEEP = "logits_to_keep"
+QUIET = 3  # errors only: warnings about optimizations would end up in the error report
+
+
+class Cache(NamedTuple):
+    """Keys and values of the positions seen so far; only a `Session` looks inside."""
+
+    values: Mapping[str, Any]  # input name -> OrtValue [batch, kv_heads, length, head_dim]
+    length: int
+
+
+class Session:
+    """A graph that is loaded and ready; ``threads`` is the number ONNX Runtime computes with.
+
+    A prompt's rows all have the same length. Causality makes padding on the right harmless
+    for the logits of the positions before it; padding on the left is not supported.
+    """
+
+    def __init__(self, graph: Path, threads: int, settings: Mapping[str, str]) -> None:
+        runtime = load_onnxruntime()
+        self._runtime = runtime
+        self._session = open_session(graph, threads, settings)
+        self._outputs = [node.name for node in self._session.get_outputs()]
+        inputs = self._session.get_inputs()
+        self._inputs = {node.name for node in inputs}
+        self._past = {n.name: n for n in inputs if n.name.startswith("past_key_values.")}
+        overridable = {node.name for node in self._session.get_overridable_initializers()}
+        self._keeps = KEEP in overridable
+        if "input_ids" not in self._inputs or not self._past or "logits" not in self._outputs:
+            raise Unsupported(f"{graph} is not a decoder with a cache: no input_ids or past")
+        for name, node in self._past.items():
+            if node.type not in DTYPES or not all(isinstance(node.shape[d], int) for d in (1, 3)):
+                raise Unsupported(f"{graph}: {name} is {node.type} {node.shape}")
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes by which the caches of all layers grow for one token."""
+        return sum(
+            node.shape[1] * node.shape[3] * np.dtype(DTYPES[node.type]).itemsize
+            for node in self._past.values()
+        )
+
+    def prefill(self, tokens: Any, keep: int | None = None) -> tuple[Any, Cache]:
+        """Run whole prompts from an empty cache.
+
+        Args:
+            tokens: int64 [batch, length].
+            keep: for how many last positions logits are wanted; None: for all.
+
+        Returns:
+            logits, float32 [batch, kept, vocab], and the cache of ``length`` positions.
+        """
+        batch = tokens.shape[0]
+        empty = {
+            name: self._value(np.zeros((batch, node.shape[1], 0, node.shape[3]), DTYPES[node.type]))
+            for name, node in self._past.items()
+        }
+        return self._run(tokens, Cache(empty, 0), keep)
+
+    def step(self, tokens: Any, cache: Cache) -> tuple[Any, Cache]:
+        """Run one more token: int64 [batch, 1] -> float32 [batch, 1, vocab] and the new cache.
+
+        Only one: several tokens on a cache that is not empty are silently wrong with
+        GroupQueryAttention of onnxruntime 1.19 (error of 3.1 in a logit, measured).
+        """
+        if tokens.shape[1] != 1:
+            raise ValueError("one token at a time: onnxruntime 1.19 errs on more")
+        return self._run(tokens, cache, 1)
+
+    def _run(self, tokens: Any, cache: Cache, keep: int | None) -> tuple[Any, Cache]:
+        batch, new = tokens.shape
+        length = cache.length + new
+        feeds = dict(cache.values)
+        feeds["input_ids"] = self._value(tokens.astype(np.int64))
+        if "attention_mask" in self._inputs:
+            feeds["attention_mask"] = self._value(np.ones((batch, length), np.int64))
+        if "position_ids" in self._inputs:
+            positions = np.tile(np.arange(cache.length, length, dtype=np.int64), (batch, 1))
+            feeds["position_ids"] = self._value(positions)
+        if keep is not None and self._keeps:
+            feeds[KEEP] = self._value(np.array([keep], np.int64))
+        results = dict(zip(self._outputs, self._session.run_with_ort_values(self._outputs, feeds)))
+        logits = results.pop("logits").numpy().astype(np.float32, copy=False)
+        if keep is not None:
+            logits = logits[:, -keep:]
+        past = {name.replace("present.", "past_key_values."): v for name, v in results.items()}
+        return logits, Cache(past, length)
+
+    def _value(self, array: Any) -> Any:
+        return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def open_bundle(folder: Path, bundle: Mapping[str, Any], threads: int) -> Session:
+    """Open ``ort/model.onnx`` of a verified bundle with the settings that it asks for."""
+    runtime = runtime_section(bundle)
+    check_runtime(runtime.get("minimum_version"))
+    return Session(folder / "ort" / "model.onnx", threads, session_settings(bundle))
+
+
+def session_settings(bundle: Mapping[str, Any]) -> dict[str, str]:
+    """Return the session configuration entries named in ``runtime.session_options``."""
+    settings = runtime_section(bundle).get("session_options") or {}
+    if not isinstance(settings, dict):
+        raise Damaged("bundle.json is damaged: runtime.session_options is not an object")
+    return {str(name): str(value) for name, value in settings.items()}
+
+
+def runtime_section(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = bundle.get("runtime")
+    if not isinstance(section, dict):
+        raise Damaged("bundle.json is damaged: it has no section 'runtime'")
+    return section
+
+
+def open_session(graph: Path, threads: int, settings: Mapping[str, str]) -> Any:
+    """Open any ONNX file on the CPU. Spinning between operators stays at its default."""
+    runtime = load_onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads  # a number given is a number used: never 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = QUIET
+    for name, value in settings.items():
+        options.add_session_config_entry(name, value)
+    try:
+        return runtime.InferenceSession(str(graph), options, providers=[PROVIDER])
+    except Exception as error:  # onnxruntime's own classes share no public base
+        reason = " ".join(str(error).split())
+        raise SlmqError(f"onnxruntime {runtime.__version__} refuses {graph}: {reason}") from error
+
+
+def load_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "cpu") from error
+    return onnxruntime
+
+
+def check_runtime(minimum: str | None, installed: Mapping[str, str] | None = None) -> None:
+    """Refuse an onnxruntime that is absent, older than ``minimum``, or installed twice.
+
+    Args:
+        minimum: the oldest version that runs the bundle, for example ``1.19``.
+        installed: distribution -> version; by default what is installed here.
+    """
+    found = distributions() if installed is None else dict(installed)
+    if len(found) > 1:
+        raise SlmqError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: "
+            "pip uninstall both, then install one"
+        )
+    if not found:  # a system package leaves no metadata
+        found = {"onnxruntime": load_onnxruntime().__version__}
+    ((name, version),) = found.items()
+    if minimum is not None and _numbers(version) < _numbers(minimum):
+        raise SlmqError(f"{name} {version} is too old for this bundle: it needs {minimum} or newer")
+
+
+def distributions() -> dict[str, str]:
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the first three numbers of a version: 1.19.0rc1 -> [1, 19, 0]."""
+    numbers = [int(number) for number in re.findall(r"\d+", version)[:3]]
+    return numbers + [0] * (3 - len(numbers))

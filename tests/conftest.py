@@ -1,0 +1,6 @@
+"""One thread, sleeping while it waits: CI machines are small and shared."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,230 @@
+"""Comparisons as text, compared with the text they must be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from slmq_edge.caveats import Caveat
+from slmq_edge.compare import Comparison, compare
+from slmq_edge.reports.compare import WIDTH, WRITERS, markdown, render, terminal, to_json
+from slmq_edge.results import Device
+from tests.test_compare import run, with_artifact, with_series
+
+FEW = Caveat("few-repetitions", "3 repetitions say little", {"repetitions": 3})
+
+
+def usual() -> Comparison:
+    """One machine; noise in the candidate's decoding; an anonymous kind on one side only."""
+    noisy = with_series(run("w8a8", caveats=(FEW,)), decode_seconds=(1.9, 2.0, 2.15))
+    memory = {
+        "prefill": {"cpu_peak_rss": 400_000_000},
+        "decode": {"cpu_peak_rss": 300_000_000},
+    }
+    quantized = dataclasses.replace(noisy, memory=memory)
+    return compare(run(caveats=(FEW,)), with_artifact(quantized, scheme_requested="w4a8"))
+
+
+def papers() -> Comparison:
+    return compare(run(), run("w8a8"), "paper")
+
+
+def across() -> Comparison:
+    return compare(run(), run("w8a8", device=Device("Jetson Orin Nano", "jetson", {})))
+
+
+TERMINAL = """\
+SmolLM-135M smoothquant w8a8 against SmolLM-135M none fp32: measured tokens/s and bytes
+
+! the baseline stores float32: against float16 its bytes would be about half
+
+what ran      baseline                 candidate
+method        none                     smoothquant
+scheme        fp32                     w4a8 -> w8a8
+work in INT8  0.0 %                    78.9 %
+bits stored   linears 32, lm_head 32,  linears 8, lm_head 32, embedding
+              embedding 32             32
+activations   float32                  per token, dynamic, symmetric
+bundle        aaaaaaaaaaaa             bbbbbbbbbbbb
+
+both: model SmolLM-135M; lm_head float; runtime ort 1.23.0; device workbench (cpu); numbers are
+      measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new tokens 64; batch 1
+
+quantity                                baseline           candidate  times better
+size on disk *                            540 MB              225 MB          2.40
+weights                                   538 MB              220 MB          2.45
+load                                      500 ms              500 ms          1.00
+prefill, 128 tokens           64.0 tok/s ± 0.0 %   128 tok/s ± 0.0 %   2.00 ± 0.00
+time to first token               2.00 s ± 0.0 %      1.00 s ± 0.0 %   2.00 ± 0.00
+decode, 64 tokens *           16.0 tok/s ± 0.0 %  32.0 tok/s ± 6.1 %   2.00 ± 0.12
+prefill: cpu_peak_rss                     800 MB              400 MB          2.00
+prefill: cpu_rss_anon                     200 MB                 n/a       n/a [1]
+decode: cpu_peak_rss                      700 MB              300 MB          2.33
+decode: cpu_rss_anon                      200 MB                 n/a       n/a [1]
+peak memory (cpu_peak_rss) *              800 MB              400 MB          2.00
+
+SLMQ_infer 214.2 ± 3.8
+* enters SLMQ_infer: 100 times the root mean square of the three ratios; the baseline has 100;
+its memory is the largest cpu_peak_rss over prefill and decode.
+± is the interquartile range; of ratios, both sides' in quadrature.
+
+[1] the candidate does not have it, and unlike kinds are never compared
+
+! baseline and candidate: 3 repetitions say little
+"""
+
+TERMINAL_PAPER = """\
+SmolLM-135M smoothquant w8a8 against SmolLM-135M none fp32: the paper's convention (parameters
+as size, MACs as speed): not a measurement of speed
+
+! the baseline stores float32: against float16 its bytes would be about half
+
+what ran      baseline                 candidate
+method        none                     smoothquant
+scheme        fp32                     w8a8
+work in INT8  0.0 %                    78.9 %
+bits stored   linears 32, lm_head 32,  linears 8, lm_head 32, embedding
+              embedding 32             32
+activations   float32                  per token, dynamic, symmetric
+bundle        aaaaaaaaaaaa             bbbbbbbbbbbb
+
+both: model SmolLM-135M; lm_head float; runtime ort 1.23.0; device workbench (cpu); numbers are
+      measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new tokens 64; batch 1
+
+quantity                        baseline  candidate  times better
+parameters, as size *              135 M      135 M          1.00
+MACs of 128 tokens, as speed *    17.2 G     3.62 G          4.75
+peak memory (cpu_peak_rss) *      800 MB     800 MB          1.00
+
+SLMQ_infer (the paper's convention) 286.1
+* enters SLMQ_infer: 100 times the root mean square of the three ratios; the baseline has 100;
+its memory is the largest cpu_peak_rss over prefill and decode.
+"""
+
+MARKDOWN = r"""
+### SmolLM-135M smoothquant w8a8 against SmolLM-135M none fp32: measured tokens/s and bytes
+
+- **the baseline stores float32: against float16 its bytes would be about half**
+
+| what ran | baseline | candidate |
+|---|---|---|
+| method | none | smoothquant |
+| scheme | fp32 | w4a8 -> w8a8 |
+| work in INT8 | 0.0 % | 78.9 % |
+| bits stored | linears 32, lm_head 32, embedding 32 | linears 8, lm_head 32, embedding 32 |
+| activations | float32 | per token, dynamic, symmetric |
+| bundle | aaaaaaaaaaaa | bbbbbbbbbbbb |
+
+Both: model SmolLM-135M; lm_head float; runtime ort 1.23.0; device workbench (cpu); numbers are
+measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new tokens 64; batch 1.
+
+| quantity | baseline | candidate | times better |
+|---|---:|---:|---:|
+| size on disk \* | 540 MB | 225 MB | 2.40 |
+| weights | 538 MB | 220 MB | 2.45 |
+| load | 500 ms | 500 ms | 1.00 |
+| prefill, 128 tokens | 64.0 tok/s ± 0.0 % | 128 tok/s ± 0.0 % | 2.00 ± 0.00 |
+| time to first token | 2.00 s ± 0.0 % | 1.00 s ± 0.0 % | 2.00 ± 0.00 |
+| decode, 64 tokens \* | 16.0 tok/s ± 0.0 % | 32.0 tok/s ± 6.1 % | 2.00 ± 0.12 |
+| prefill: cpu_peak_rss | 800 MB | 400 MB | 2.00 |
+| prefill: cpu_rss_anon | 200 MB | n/a | n/a [1] |
+| decode: cpu_peak_rss | 700 MB | 300 MB | 2.33 |
+| decode: cpu_rss_anon | 200 MB | n/a | n/a [1] |
+| peak memory (cpu_peak_rss) \* | 800 MB | 400 MB | 2.00 |
+
+**SLMQ_infer 214.2 ± 3.8**
+
+\* enters SLMQ_infer: 100 times the root mean square of the three ratios; the baseline has 100;
+its memory is the largest cpu_peak_rss over prefill and decode.
+± is the interquartile range; of ratios, both sides' in quadrature.
+
+1. the candidate does not have it, and unlike kinds are never compared
+
+- baseline and candidate: 3 repetitions say little
+"""
+
+
+def test_terminal_is_exactly_this() -> None:
+    assert terminal(usual()) == TERMINAL
+
+
+def test_terminal_under_the_papers_convention_is_exactly_this() -> None:
+    assert terminal(papers()) == TERMINAL_PAPER
+
+
+def test_markdown_is_exactly_this() -> None:
+    assert "\n" + markdown(usual()) == MARKDOWN
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_every_format_labels_the_papers_convention(format: str) -> None:
+    label = "the paper's convention (parameters as size, MACs as speed): not a measurement of"
+    flat = " ".join(render([papers()], format).split())
+    assert label in flat
+    assert label not in " ".join(render([usual()], format).split())
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_every_format_carries_doubts_and_refusals(format: str) -> None:
+    text = render([usual()], format)
+    assert FEW.advice in text
+    assert "unlike kinds are never compared" in text
+    assert "the baseline stores float32" in text
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_every_format_names_both_devices(format: str) -> None:
+    label = "workbench (cpu) against Jetson Orin Nano (jetson)"
+    text = render([across()], format)
+    assert text.count(label) >= 2
+    assert label not in render([usual()], format)
+
+
+def test_ratios_across_devices_carry_a_footnote() -> None:
+    lines = terminal(across()).splitlines()
+    decode = next(line for line in lines if line.startswith("decode, 64 tokens"))
+    size = next(line for line in lines if line.startswith("size on disk"))
+    assert decode.endswith("2.00 ± 0.00 [1]")
+    assert size.endswith("2.40")
+    assert "[1] across devices: workbench (cpu) against Jetson Orin Nano (jetson)" in lines
+
+
+def test_terminal_keeps_to_its_width() -> None:
+    long = with_artifact(run("w8a8"), model="organisation/" + "a-rather-long-model-name" * 3)
+    for comparison in (usual(), papers(), across(), compare(run(), long)):
+        assert max(map(len, terminal(comparison).splitlines())) <= WIDTH
+
+
+def test_markdown_escapes_what_would_break_a_table() -> None:
+    odd = with_artifact(run("w8a8"), model="a|b*c")
+    text = markdown(compare(run(), odd))
+    assert "a\\|b\\*c" in text
+    assert "a|b" not in text
+
+
+def test_json_keeps_full_precision_and_says_what_it_is() -> None:
+    comparison = usual()
+    document = to_json(comparison)
+    assert json.loads(render([comparison], "json")) == json.loads(json.dumps(document))
+    assert (document["format"], document["version"]) == ("slmq-edge-comparison", 1)
+    assert document["slmq_infer"]["value"] == comparison.score.value
+    rows = {row["key"]: row for row in document["rows"]}
+    assert rows["decode_rate"]["ratio"] == comparison.row("decode_rate").ratio
+    assert rows["bundle_bytes"]["candidate"] == {"median": 225_000_000, "spread": None}
+    assert document["baseline"]["artifact"]["scheme_ran"] == "fp32"
+    assert document["candidate"]["caveats"][0]["code"] == "few-repetitions"
+
+
+def test_several_comparisons_are_several_blocks() -> None:
+    assert render([usual(), papers()], "terminal") == TERMINAL + "\n" + TERMINAL_PAPER
+    assert len(render([usual(), papers()], "json").splitlines()) == 2
+
+
+def test_a_published_figure_is_labelled() -> None:
+    published = run("w8a8", origin="published", golden={})
+    text = terminal(compare(run(), published))
+    assert "! the candidate is published, not measured" in text
+    assert "published" in next(x for x in text.splitlines() if x.startswith("numbers are"))
+    assert "not checked" in next(x for x in text.splitlines() if x.startswith("golden check"))

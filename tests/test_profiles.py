@@ -1,0 +1,112 @@
+"""How a device is measured: memory of this process, from /proc or from a fake one."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from slmq_edge import profiles
+from slmq_edge.errors import NotFound
+from slmq_edge.profiles.cpu import Cpu
+from slmq_edge.profiles.fake import Fake, FakeClock
+
+STATUS = """Name:\tpython
+VmPeak:\t  900000 kB
+VmHWM:\t  2000 kB
+VmRSS:\t  1500 kB
+RssAnon:\t  1000 kB
+RssFile:\t  500 kB
+"""
+
+
+def _machine(root: Path, status: str | None) -> Cpu:
+    folder = root / "proc" / "self"
+    folder.mkdir(parents=True)
+    if status is not None:
+        (folder / "status").write_text(status)
+        (folder / "clear_refs").write_text("")
+    return Cpu(str(root))
+
+
+@pytest.mark.parametrize("kind", sorted(profiles.PROFILES))
+def test_every_adapter_keeps_the_contract(kind: str) -> None:
+    profile = profiles.load(kind)
+    profile.reset_peak()
+    assert all(value is None or value > 0 for value in profile.memory().values())
+    assert profile.facts()["kind"] == kind
+
+
+def test_an_unknown_kind_lists_the_known_ones() -> None:
+    with pytest.raises(NotFound, match=r"did you mean cpu\?.*known: cpu, fake"):
+        profiles.load("cpus")
+
+
+def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
+    cpu = _machine(tmp_path, STATUS)
+    assert cpu.memory() == {
+        "cpu_peak_rss": 2_048_000,
+        "cpu_rss_anon": 1_024_000,
+        "cpu_rss_file": 512_000,
+    }
+    assert cpu.facts()["reasons"] == {}
+
+
+def test_a_reset_writes_5(tmp_path: Path) -> None:
+    _machine(tmp_path, STATUS).reset_peak()
+    assert (tmp_path / "proc/self/clear_refs").read_text() == "5"
+
+
+def test_without_proc_all_is_none_with_a_reason(tmp_path: Path) -> None:
+    cpu = _machine(tmp_path, None)
+    assert set(cpu.memory().values()) == {None}
+    assert "no /proc/self/status" in cpu.facts()["reasons"]["cpu_peak_rss"]
+
+
+def test_an_old_kernel_without_rssanon(tmp_path: Path) -> None:
+    cpu = _machine(tmp_path, STATUS.replace("RssAnon", "Other"))
+    memory = cpu.memory()
+    assert memory["cpu_rss_anon"] is None
+    assert memory["cpu_rss_file"] == 512_000
+    assert "no RssAnon" in cpu.facts()["reasons"]["cpu_rss_anon"]
+
+
+def test_a_peak_that_cannot_be_reset_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = _machine(tmp_path, STATUS)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    cpu.reset_peak()
+    assert cpu.memory()["cpu_peak_rss"] is None
+    assert cpu.memory()["cpu_rss_anon"] == 1_024_000
+    assert "Permission denied" in cpu.facts()["reasons"]["cpu_peak_rss"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no clear_refs here")
+def test_peaks_belong_to_a_phase() -> None:
+    cpu = Cpu()
+    cpu.reset_peak()
+    block = bytearray(b"x" * 60_000_000)
+    high = cpu.memory()["cpu_peak_rss"]
+    del block
+    cpu.reset_peak()
+    low = cpu.memory()["cpu_peak_rss"]
+    if high is None or low is None:
+        pytest.skip("this kernel does not tell or reset peaks")
+    assert high - low > 50_000_000
+
+
+def test_the_fake_repeats_its_last_reading() -> None:
+    fake = Fake([{"a": 1}, {"a": 2}])
+    assert [fake.memory() for _ in range(3)] == [{"a": 1}, {"a": 2}, {"a": 2}]
+
+
+def test_the_fake_clock_moves_when_told() -> None:
+    clock = FakeClock()
+    clock.advance(1.5)
+    assert clock() == clock() == 1.5
