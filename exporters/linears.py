@@ -3,9 +3,9 @@
     absmax_t = max_k |x_tk|,  s_t = max(absmax_t, 1e-5) / 127,  x_q = round_half_even(x / s_t) + 128
     y = float(sum_k (x_q - 128)(w_q - 128)) * s_w * s_t + b
 
-Activations and weights are uint8 with zero point 128: the int8 kernels of CPUs without VNNI
-saturate (ONNXRUNTIME 1). The stream is [tokens, width], so that one QuantizeLinear rounds every
-row by its own scale.
+Activations and weights are uint8 with zero point 128: with int8 weights, kernels of CPUs without
+VNNI saturate (ONNXRUNTIME 1). The stream is [tokens, width], so that one QuantizeLinear rounds
+every row by its own scale.
 """
 
 from __future__ import annotations
@@ -37,19 +37,38 @@ class Quantized:
 
 
 def quantize(
-    build: Builder, x: ir.Value, grid: Grid, zero_points: ir.Value, name: str
+    build: Builder, x: ir.Value, width: int, grid: Grid, zero_points: ir.Value, name: str
 ) -> Quantized:
-    """Round ``x`` [tokens, width] per token; ``zero_points`` is uint8 [tokens] of 128."""
+    """Round ``x`` [tokens, width] per token: one block of QuantizeLinear is one row.
+
+    ``zero_points`` is uint8 [tokens, 1] of 128, from ``zero_points_for``.
+    """
     magnitude = build.op("Abs", x, name=f"{name}.abs")
     axis = build.constant([-1], np.int64)
-    absmax = build.op("ReduceMax", magnitude, axis, name=f"{name}.absmax", keepdims=0)
+    absmax = build.op("ReduceMax", magnitude, axis, name=f"{name}.absmax", keepdims=1)
     floor = build.constant(SMALLEST_ABSMAX, np.float32)
     clamped = build.op("Max", absmax, floor, name=f"{name}.clamped")
     top = build.constant(grid.top, np.float32)
     scale = build.op("Div", clamped, top, name=f"{name}.scale")
-    integers = build.op("QuantizeLinear", x, scale, zero_points, name=f"{name}.integers", axis=0)
-    column = build.op("Unsqueeze", scale, axis, name=f"{name}.scale_column")
-    return Quantized(integers, column)
+    integers = build.op(
+        "QuantizeLinear",
+        x,
+        scale,
+        zero_points,
+        name=f"{name}.integers",
+        axis=1,
+        block_size=width,
+    )
+    return Quantized(integers, scale)
+
+
+def zero_points_for(build: Builder, x: ir.Value, name: str) -> ir.Value:
+    """uint8 [tokens, 1] of 128: QuantizeLinear wants a zero point for every scale."""
+    count = build.op("Shape", x, name=f"{name}.count", start=0, end=1)
+    one = build.constant([1], np.int64)
+    column = build.op("Concat", count, one, name=f"{name}.column", axis=0)
+    point = build.constant(ZERO_POINT, np.uint8)
+    return build.op("Expand", point, column, name=f"{name}.zero_points")
 
 
 def integer_weight(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:

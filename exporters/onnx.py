@@ -52,16 +52,16 @@ def context_length(shape: Anatomy) -> int:
     return min(shape.max_positions, LONGEST_ROTARY_TABLE)
 
 
-def write(checkpoint: Checkpoint) -> tuple[ir.Model, Lowering]:
-    """The graph of a checkpoint, and the report of how it was lowered."""
-    return _Writer(checkpoint).model(), lowering(checkpoint)
+def write(checkpoint: Checkpoint) -> ir.Model:
+    """The graph of a checkpoint."""
+    return _Writer(checkpoint).model()
 
 
 def write_probe() -> ir.Model:
-    """The integer GEMM alone: ``a`` uint8 [m, k] times extreme constants, zero points 128.
+    """The integer GEMM alone: ``a`` uint8 [m, k] of zero point 128 times extreme constants.
 
     Its float32 output ``y`` is the exact integer sum on a kernel that does not saturate;
-    ``weights`` uint8 [k, n] returns the constants.
+    ``weights`` uint8 [k, n] returns the constants, zero point 128 too.
     """
     build = Builder()
     depth, width = 64, 48
@@ -69,8 +69,8 @@ def write_probe() -> ir.Model:
     ends = np.array([0, 255], np.uint8)
     extremes = np.random.default_rng(0).choice(ends, (depth, width))
     extremes[:, :2] = ends
-    stored = build.weight(extremes, "extremes")
-    one, zero = build.constant(1.0, np.float32), build.constant(linears.ZERO_POINT, np.uint8)
+    stored, one = build.weight(extremes, "extremes"), build.constant(1.0, np.float32)
+    zero = build.constant(linears.ZERO_POINT, np.uint8)
     y = build.op(linears.OPERATOR, a, stored, one, one, zero, zero, name="y", domain=MICROSOFT)
     y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["m", width])
     weights = build.op("Identity", stored, name="weights")
@@ -167,8 +167,7 @@ class _Writer:
         """One block; additions to the stream are left to the norm that follows them."""
         build, shape = self.build, self.shape
         stream, normed = self._add_norm(stream, update, shape.block(layer, ATTENTION_FEED.norm))
-        qkv = self._project(normed, tuple(shape.block(layer, name) for name in QKV))
-        query, key, value = (self._by_batch(x) for x in qkv)
+        query, key, value = self._project(normed, tuple(shape.block(layer, name) for name in QKV))
         past = Cache(
             self.inputs[f"past_key_values.{layer}.key"],
             self.inputs[f"past_key_values.{layer}.value"],
@@ -247,7 +246,8 @@ class _Writer:
         if weight is None:
             table = self._tensor(f"{names.HEAD}.weight")
             return linears.float_linear(build, rows, table, None, names.HEAD)
-        quantized = self._quantize(rows, names.HEAD, kept=True)
+        points = linears.zero_points_for(build, rows, names.HEAD)
+        quantized = self._quantize(rows, self.shape.hidden, points, names.HEAD)
         if self.shape.tied:
             turned = build.op("Transpose", self._table, name="lm_head.weight", perm=[1, 0])
         else:
@@ -258,6 +258,7 @@ class _Writer:
         """Linears that share an input, as one: quantized once, multiplied once, split after.
 
         Output channels are independent: stacking the rows of several linears changes no number.
+        q, k and v come out as [batch, new, width], all else as [tokens, width].
         """
         name = _joint_name(group)
         biases = [bias for bias in map(self._bias, group) if bias is not None]
@@ -267,34 +268,27 @@ class _Writer:
         if integer:
             stacked = linears.stack(integer)
             stored = linears.integer_weight(self.build, stacked, name)
-            quantized = self._quantize(x, name)
+            if self._zero_points is None:
+                self._zero_points = linears.zero_points_for(self.build, x, "tokens")
+            width = stacked.integers.shape[1]
+            quantized = self._quantize(x, width, self._zero_points, name)
             out = linears.integer_linear(self.build, quantized, stored, stacked, bias, name)
         else:
             rows = np.concatenate([self._tensor(f"{linear}.weight") for linear in group])
             out = linears.float_linear(self.build, x, rows, bias, name)
         if len(group) == 1:
             return (out,)
+        if group[0].endswith(names.Q):
+            out = self._by_batch(out)
         widths = [self.shape.shape(kind_of(linear))[0] for linear in group]
         sizes = self.build.constant(widths, np.int64)
         outputs = [f"{linear}.out" for linear in group]
         return self.build.ops("Split", out, sizes, name=f"{name}.split", outputs=outputs, axis=-1)
 
-    def _quantize(self, x: ir.Value, name: str, kept: bool = False) -> Quantized:
+    def _quantize(self, x: ir.Value, width: int, points: ir.Value, name: str) -> Quantized:
         grid = self.checkpoint.scheme.activations
         assert grid is not None, "integer weights only meet integer activations"
-        if kept or self._zero_points is None:
-            label = f"{name}.kept" if kept else "tokens"
-            points = self._expand_zero_point(x, label)
-            if kept:
-                return linears.quantize(self.build, x, grid, points, f"{name}.input")
-            self._zero_points = points
-        return linears.quantize(self.build, x, grid, self._zero_points, f"{name}.input")
-
-    def _expand_zero_point(self, x: ir.Value, label: str) -> ir.Value:
-        """uint8 [tokens] of 128: QuantizeLinear wants a zero point for every scale."""
-        count = self.build.op("Shape", x, name=f"{label}.count", start=0, end=1)
-        point = self.build.constant(linears.ZERO_POINT, np.uint8)
-        return self.build.op("Expand", point, count, name=f"{label}.zero_points")
+        return linears.quantize(self.build, x, width, grid, points, f"{name}.input")
 
     def _add_norm(
         self, stream: ir.Value, update: ir.Value | None, name: str

@@ -58,8 +58,8 @@ def export(
             # Where optimum looks for it, so that its model class can load the graph.
             (folder / "ort" / CONFIG).write_bytes(checkpoint.extras[CONFIG])
         progress(0.0, "writing the graph")
-        model, lowering = onnx.write(checkpoint)
-        graph.save(model, folder / GRAPH)
+        lowering = onnx.lowering(checkpoint)
+        graph.save(onnx.write(checkpoint), folder / GRAPH)
         if lowering.integer_gemm is not None:
             graph.save(onnx.write_probe(), folder / PROBE)
         progress(0.3, "recording golden prompts")

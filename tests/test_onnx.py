@@ -63,13 +63,9 @@ def prepared_checkpoint(name: str, method: str, variant: str) -> Checkpoint:
 def linear_graph(weight: IntegerWeight) -> ir.Model:
     build = Builder()
     x = ir.val("x", ir.DataType.FLOAT, ["tokens", weight.integers.shape[1]])
-    points = build.op(
-        "Expand",
-        build.constant(linears.ZERO_POINT, np.uint8),
-        build.op("Shape", x, name="count", start=0, end=1),
-        name="points",
-    )
-    quantized = linears.quantize(build, x, TOKENS_8, points, "input")
+    points = linears.zero_points_for(build, x, "tokens")
+    width = weight.integers.shape[1]
+    quantized = linears.quantize(build, x, width, TOKENS_8, points, "input")
     stored = linears.integer_weight(build, weight, "linear")
     y = linears.integer_linear(build, quantized, stored, weight, None, "linear")
     y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
@@ -121,7 +117,7 @@ def test_the_artifact_computes_what_the_simulation_promised(
     name: str, method: str, variant: str, tmp_path: Path
 ) -> None:
     checkpoint = prepared_checkpoint(name, method, variant)
-    model, _ = onnx.write(checkpoint)
+    model = onnx.write(checkpoint)
     running = session(model, tmp_path)
     simulation = Simulation(checkpoint)
     tokens = text_for(name, batch=16, length=96)
@@ -167,14 +163,14 @@ def test_a_wrong_scale_is_seen(tmp_path: Path) -> None:
     tokens = tokens_for(simulation.model, 4, 48)
     reference = simulation.logits(tokens)
     checkpoint.integers["model.layers.0.mlp.down_proj"].scale[0] *= 1.5
-    running = session(onnx.write(checkpoint)[0], tmp_path)
+    running = session(onnx.write(checkpoint), tmp_path)
     out = artifact_logits(running, tokens)
     assert kl_divergence(reference, out).mean() > KL_LIMIT
 
 
 def test_right_padding_changes_nothing(tmp_path: Path) -> None:
     for make in (random_qwen2, random_llama):
-        running = session(onnx.write(rounded(make(), scheme("w8a8")))[0], tmp_path)
+        running = session(onnx.write(rounded(make(), scheme("w8a8"))), tmp_path)
         tokens = tokens_for(make(), 2, 12).numpy()
         alone, _ = running.prefill(tokens[:1, :7])
         mask = np.ones((2, 12), np.int64)
@@ -198,7 +194,7 @@ def raw_logits(
 
 
 def test_how_many_logits_is_an_overridable_initializer(tmp_path: Path) -> None:
-    running = session(onnx.write(rounded(random_qwen2(), scheme("w8a8")))[0], tmp_path)
+    running = session(onnx.write(rounded(random_qwen2(), scheme("w8a8"))), tmp_path)
     names = [node.name for node in running._session.get_inputs()]
     assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
     assert "logits_to_keep" not in names
@@ -214,8 +210,9 @@ def test_how_many_logits_is_an_overridable_initializer(tmp_path: Path) -> None:
     [(random_qwen2, "GroupQueryAttention"), (random_llama, "standard operators")],
 )
 def test_the_attention_fits_the_head(make: Callable[[], Decoder], attention: str) -> None:
-    model, lowering = onnx.write(rounded(make(), scheme("w8a8")))
-    kinds = {node.op_type for node in model.graph}
+    checkpoint = rounded(make(), scheme("w8a8"))
+    lowering = onnx.lowering(checkpoint)
+    kinds = {node.op_type for node in onnx.write(checkpoint).graph}
     assert lowering.attention == attention
     assert ("GroupQueryAttention" in kinds) == (attention == "GroupQueryAttention")
     assert "RotaryEmbedding" in kinds
@@ -225,8 +222,8 @@ def test_the_attention_fits_the_head(make: Callable[[], Decoder], attention: str
 def test_integers_are_stored_as_integers(precision: str, bits: int, tmp_path: Path) -> None:
     model = DECODERS["demo-llama"]()
     checkpoint = rounded(model, scheme(precision, "int8"))
-    written, lowering = onnx.write(checkpoint)
-    graph.save(written, tmp_path / "model.onnx")
+    lowering = onnx.lowering(checkpoint)
+    graph.save(onnx.write(checkpoint), tmp_path / "model.onnx")
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
     shape = model.anatomy
     rotary = 4 * shape.max_positions * shape.head_dim
@@ -237,7 +234,7 @@ def test_integers_are_stored_as_integers(precision: str, bits: int, tmp_path: Pa
 
 
 def test_a_tied_int8_table_is_stored_once() -> None:
-    written, _ = onnx.write(rounded(random_qwen2(), scheme("w8a8", "int8")))
+    written = onnx.write(rounded(random_qwen2(), scheme("w8a8", "int8")))
     tables = [
         value.name
         for value in written.graph.initializers.values()
@@ -262,7 +259,7 @@ def test_optimum_runs_the_graph(tmp_path: Path) -> None:
     model = DECODERS["stories260K"]()
     write_folder(model, tmp_path)
     checkpoint = rounded(model, scheme("w8a8"))
-    running = session(onnx.write(checkpoint)[0], tmp_path)
+    running = session(onnx.write(checkpoint), tmp_path)
     tokens = tokens_for(model, 1, 12)
     theirs = ORTModelForCausalLM.from_pretrained(tmp_path)
     generated = theirs.generate(
