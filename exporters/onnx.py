@@ -8,6 +8,7 @@ of the last positions logits are computed is an overridable initializer, ``logit
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
-from slmq_edge.checkpoint import Checkpoint, IntegerWeight
+from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.exporters import linears
 from slmq_edge.exporters.attention import Attention, Cache, is_fused
 from slmq_edge.exporters.graph import IR_VERSION, MICROSOFT, OPSET, Builder
@@ -25,6 +26,7 @@ from slmq_edge.exporters.linears import Quantized
 
 MINIMUM_VERSION = "1.19"
 KEEP_ALL = 2**31 - 1
+FLOAT_BITS = 32
 LONGEST_ROTARY_TABLE = 32768
 
 
@@ -52,9 +54,19 @@ def context_length(shape: Anatomy) -> int:
     return min(shape.max_positions, LONGEST_ROTARY_TABLE)
 
 
-def write(checkpoint: Checkpoint) -> ir.Model:
-    """The graph of a checkpoint."""
-    return _Writer(checkpoint).model()
+def write(checkpoint: Checkpoint) -> tuple[ir.Model, Lowering]:
+    """The graph of a checkpoint, and the report of how it was lowered."""
+    writer = _Writer(checkpoint)
+    return writer.model(), lowering(writer.multiplications, checkpoint.anatomy)
+
+
+@dataclass(frozen=True)
+class Multiplication:
+    """A weight matrix that the graph multiplies by: its bits (32: float) and its size."""
+
+    name: str
+    bits: int
+    macs_per_token: int
 
 
 def write_probe() -> ir.Model:
@@ -78,26 +90,25 @@ def write_probe() -> ir.Model:
     return build.model([a], [y, weights])
 
 
-def lowering(checkpoint: Checkpoint) -> Lowering:
-    """Count what runs in integers, from the checkpoint itself."""
-    shape = checkpoint.anatomy
-    macs = {name: _macs(shape, name) for name in (*shape.linears(), names.HEAD)}
-    integer = {name for name in macs if checkpoint.integer_weight(name) is not None}
-    bits = {
-        kind: weight.grid.bits if weight is not None else 32
-        for kind, weight in (
-            ("linears", checkpoint.integer_weight(next(shape.linears()))),
-            ("lm_head", checkpoint.integer_weight(names.HEAD)),
-            ("embedding", checkpoint.integers.get(names.EMBED)),
-        )
-    }
+def lowering(multiplications: Sequence[Multiplication], shape: Anatomy) -> Lowering:
+    """Sum up the multiplications that were written (attention's own products are not counted)."""
+    integer = [one for one in multiplications if one.bits < FLOAT_BITS]
+    bits = {one.bits for one in multiplications if one.name.startswith("model.layers.")}
+    head = next(one.bits for one in multiplications if one.name == names.HEAD)
+    total = sum(one.macs_per_token for one in multiplications)
+    widest = max(bits)
+    ran = "fp32" if widest == FLOAT_BITS else f"w{widest}a8"
     return Lowering(
-        scheme_ran=checkpoint.scheme.name,
-        int8_gemm_share=sum(macs[name] for name in integer) / sum(macs.values()),
+        scheme_ran=ran if len(bits) == 1 else "mixed",
+        int8_gemm_share=sum(one.macs_per_token for one in integer) / total,
         activation_mode="per token, dynamic, symmetric" if integer else "float32",
         attention="GroupQueryAttention" if is_fused(shape) else "standard operators",
-        lm_head="int8" if names.HEAD in integer else "float",
-        weight_storage_bits=bits,
+        lm_head="float" if head == FLOAT_BITS else f"int{head}",
+        weight_storage_bits={
+            "linears": widest,
+            "lm_head": head,
+            "embedding": head if shape.tied else FLOAT_BITS,
+        },
         integer_gemm=(
             {"operator": linears.OPERATOR, "activation": "uint8", "weight": "uint8"}
             if integer
@@ -107,11 +118,6 @@ def lowering(checkpoint: Checkpoint) -> Lowering:
         ir_version=IR_VERSION,
         context_length=context_length(shape),
     )
-
-
-def _macs(shape: Anatomy, linear: str) -> int:
-    rows, columns = shape.shape(kind_of(linear))
-    return rows * columns
 
 
 def kind_of(linear: str) -> str:
@@ -129,19 +135,25 @@ def _joint_name(group: tuple[str, ...]) -> str:
 
 
 class _Writer:
-    """Walks the anatomy once, writing nodes as it goes."""
+    """Walks the anatomy once, writing nodes as it goes, and counts what it multiplies by."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.shape = checkpoint, checkpoint.anatomy
         self.build = Builder()
         self.inputs = _inputs(self.shape)
+        self.multiplications: list[Multiplication] = []
+        build, tokens = self.build, self.inputs["input_ids"]
+        rest = build.constant([-1], np.int64)
+        batch_shape = build.op("Shape", tokens, name="tokens.shape")
+        self._new_shape = build.op("Concat", batch_shape, rest, name="tokens.new_shape", axis=0)
+        self._tokens = build.op("Reshape", tokens, rest, name="tokens.flat")
+        self._rows = build.constant([-1, self.shape.hidden], np.int64)
+        self._keep = build.weight(np.array([KEEP_ALL], np.int64), "logits_to_keep")
+        self._table = self._stored_table()
         self._zero_points: ir.Value | None = None
-        self._rows = self.build.constant([-1, self.shape.hidden], np.int64)
 
     def model(self) -> ir.Model:
         build, shape = self.build, self.shape
-        tokens = self.inputs["input_ids"]
-        self._batch_shape = build.op("Shape", tokens, name="tokens.shape")
         attention = Attention(
             build,
             shape,
@@ -149,7 +161,7 @@ class _Writer:
             self.inputs["position_ids"],
             context_length(shape),
         )
-        stream = self._embed(tokens)
+        stream = self._embed()
         update: ir.Value | None = None
         presents: list[Cache] = []
         for layer in range(shape.layers):
@@ -190,32 +202,30 @@ class _Writer:
         (update,) = self._project(product, (shape.block(layer, names.DOWN),))
         return stream, update, present
 
-    def _embed(self, tokens: ir.Value) -> ir.Value:
+    def _embed(self) -> ir.Value:
         """Rows of the lookup table, [tokens, hidden]."""
         build = self.build
-        flat = build.op("Reshape", tokens, build.constant([-1], np.int64), name="tokens.flat")
-        table = self.checkpoint.integers.get(names.EMBED)
-        if table is None:
-            self._table = build.weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
-            rows = build.op("Gather", self._table, flat, name="embed.rows", axis=0)
-        else:
-            rows = self._gather_integers(table, flat)
+        rows = build.op("Gather", self._table, self._tokens, name="embed.stored", axis=0)
+        if names.EMBED in self.checkpoint.integers:
+            rows = self._scaled_rows(rows)
         return self._rotation(rows, names.EMBED_ROTATION)
 
-    def _gather_integers(self, table: IntegerWeight, flat: ir.Value) -> ir.Value:
-        """Look rows of an 8-bit table up and scale them back.
+    def _stored_table(self) -> ir.Value:
+        """The lookup table, row-major: a tied head shares this one copy (ONNXRUNTIME 10)."""
+        table = self.checkpoint.integers.get(names.EMBED)
+        if table is None:
+            return self.build.weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
+        return self.build.weight(linears.unsigned(table.integers.numpy()), "embed.weight")
 
-        Row-major, so that lookup and head share one copy (ONNXRUNTIME 10).
-        """
-        build = self.build
-        unsigned = linears.unsigned(table.integers.numpy())
-        self._table = build.weight(unsigned, "embed.weight")
-        self._table_scale = build.weight(table.scale.numpy(), "embed.scale")
-        stored = build.op("Gather", self._table, flat, name="embed.stored", axis=0)
+    def _scaled_rows(self, stored: ir.Value) -> ir.Value:
+        """Rows of an 8-bit table, as floats."""
+        build, flat = self.build, self._tokens
+        table = self.checkpoint.integers[names.EMBED]
+        scales = build.weight(table.scale.numpy(), "embed.scale")
         shifted = build.op("Cast", stored, name="embed.cast", to=ir.DataType.FLOAT)
         zero = build.constant(linears.ZERO_POINT, np.float32)
         integers = build.op("Sub", shifted, zero, name="embed.integers")
-        scale = build.op("Gather", self._table_scale, flat, name="embed.row_scale", axis=0)
+        scale = build.op("Gather", scales, flat, name="embed.row_scale", axis=0)
         axis = build.constant([-1], np.int64)
         column = build.op("Unsqueeze", scale, axis, name="embed.row_scale_column")
         return build.op("Mul", integers, column, name="embed.rows")
@@ -223,7 +233,6 @@ class _Writer:
     def _head(self, normed: ir.Value) -> ir.Value:
         """Logits of the last ``logits_to_keep`` positions, [batch, kept, vocab]."""
         build = self.build
-        self._keep = build.weight(np.array([KEEP_ALL], np.int64), "logits_to_keep")
         by_batch = self._by_batch(normed)
         start = build.op("Neg", self._keep, name="logits.start")
         end, axis = build.constant([KEEP_ALL], np.int64), build.constant([1], np.int64)
@@ -241,6 +250,8 @@ class _Writer:
 
     def _multiply_head(self, rows: ir.Value) -> ir.Value:
         build, weight = self.build, self.checkpoint.integer_weight(names.HEAD)
+        bits = FLOAT_BITS if weight is None else weight.grid.bits
+        self._count(names.HEAD, bits, *self.shape.shape(names.HEAD))
         if weight is None and self.shape.tied:
             return build.op("Gemm", rows, self._table, name="lm_head.matmul", transB=1)
         if weight is None:
@@ -267,6 +278,7 @@ class _Writer:
         integer = [weight for weight in weights if weight is not None]
         if integer:
             stacked = linears.stack(integer)
+            self._count(name, stacked.grid.bits, *stacked.integers.shape)
             stored = linears.integer_weight(self.build, stacked, name)
             if self._zero_points is None:
                 self._zero_points = linears.zero_points_for(self.build, x, "tokens")
@@ -275,6 +287,7 @@ class _Writer:
             out = linears.integer_linear(self.build, quantized, stored, stacked, bias, name)
         else:
             rows = np.concatenate([self._tensor(f"{linear}.weight") for linear in group])
+            self._count(name, FLOAT_BITS, *rows.shape)
             out = linears.float_linear(self.build, x, rows, bias, name)
         if len(group) == 1:
             return (out,)
@@ -321,18 +334,17 @@ class _Writer:
 
     def _by_batch(self, x: ir.Value) -> ir.Value:
         """[tokens, width] -> [batch, new, width]."""
-        if not hasattr(self, "_new_shape"):
-            rest = self.build.constant([-1], np.int64)
-            self._new_shape = self.build.op(
-                "Concat", self._batch_shape, rest, name="tokens.new_shape", axis=0
-            )
         return self.build.op("Reshape", x, self._new_shape, name=f"{x.name}.by_batch")
 
     def _rotation(self, x: ir.Value, name: str) -> ir.Value:
         rotation = self.checkpoint.tensors.get(f"{name}.weight")
         if rotation is None:
             return x
+        self._count(name, FLOAT_BITS, *rotation.shape)
         return linears.float_linear(self.build, x, rotation.numpy(), None, name)
+
+    def _count(self, name: str, bits: int, rows: int, columns: int) -> None:
+        self.multiplications.append(Multiplication(name, bits, rows * columns))
 
     def _tensor(self, name: str) -> NDArray[np.float32]:
         array: NDArray[np.float32] = self.checkpoint.tensors[name].numpy()

@@ -66,13 +66,11 @@ class Calibration:
         }
 
 
-def text_for(source: Source, file: Path | None) -> Text:
-    """The calibration text: ``file`` if given, else the model's own kind, else WikiText-2.
+def default_text(source: Source) -> Text:
+    """The text where none is given: a built-in model's own world, else WikiText-2.
 
     Without a network the built-in world stands in for WikiText-2, and the note says so.
     """
-    if file is not None:
-        return read_text(file)
     if source.origin == "built-in":
         return Text(BUILTIN_WORLD, tuple(world.calibration_text()))
     try:
@@ -97,7 +95,7 @@ def read_text(path: Path) -> Text:
         raise Damaged(f"{path} is not UTF-8 text: {error.reason}") from error
     if path.suffix != ".jsonl":
         return Text(path.name, (content,))
-    return Text(path.name, tuple(_rows(path, content.splitlines())))
+    return Text(path.name, tuple(_rows(path, content.split("\n"))))
 
 
 def _rows(path: Path, lines: Iterable[str]) -> Iterable[str]:
@@ -116,14 +114,16 @@ def _rows(path: Path, lines: Iterable[str]) -> Iterable[str]:
 def _wikitext2() -> list[str]:
     """WikiText-2's raw training lines from the hub, joined as one document."""
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingExtra("huggingface_hub", "quantize") from error
     from slmq_edge.models import hub_errors_as
 
+    repository, file = WIKITEXT
+    # A snapshot, because without a network it fails at once; a single file is tried for 25 s.
     with hub_errors_as("WikiText-2"):
-        path = hf_hub_download(*WIKITEXT, repo_type="dataset")
-    return read_parquet_text(Path(path))
+        folder = snapshot_download(repository, repo_type="dataset", allow_patterns=[file])
+    return read_parquet_text(Path(folder) / file)
 
 
 def read_parquet_text(path: Path) -> list[str]:
@@ -164,6 +164,7 @@ def cut(text: Text, tokenizer: Any, size: Size, fewest: int = FEWEST_WINDOWS) ->
         return Calibration(text, _windows(stream, _spread(starts, size.windows), size.length))
     bos = torch.tensor(tokenizer("")["input_ids"][:1], dtype=torch.int64)
     body = size.length - len(bos)
+    stream = stream[len(bos) :]  # the first window gets its BOS like the others
     starts = _spread(torch.arange(len(stream) // body) * body, size.windows)
     windows = _windows(stream, starts, body)
     return Calibration(text, torch.cat([bos.expand(len(windows), -1), windows], dim=1))

@@ -20,7 +20,7 @@ from slmq_edge import anatomy as names
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.errors import Damaged
 from slmq_edge.files import describe, new_folder
-from slmq_edge.models import TOKENIZER_FILES, load_tensors
+from slmq_edge.models import TOKENIZER_FILES, check_tensors, load_tensors
 from slmq_edge.packing import pack4, unpack4
 from slmq_edge.runner.manifest import read_manifest, verify
 from slmq_edge.scheme import Grid, Scheme
@@ -35,6 +35,8 @@ VERSION = 1
 MANIFEST = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+PROMPTS = "golden.prompts"
+ROTATIONS = (f"{names.EMBED_ROTATION}.weight", f"{names.HEAD_ROTATION}.weight")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Checkpoint:
     """A quantized model in memory.
 
     integers: full name of linear (or of the tied table) -> its integer weight. tensors: all that
-    stays float32, by tensor name. extras: files that travel along unchanged, by name.
+    stays float32, by tensor name. extras: files that travel along unchanged, by name. prompts:
+    int64 [windows, length] of the calibration text, for golden prompts.
     """
 
     anatomy: Anatomy
@@ -69,6 +72,7 @@ class Checkpoint:
     calibration: dict[str, Any] | None
     cost: dict[str, Any]
     extras: dict[str, bytes]
+    prompts: Tensor | None = None
 
     def integer_weight(self, linear: str) -> IntegerWeight | None:
         """The integers a linear multiplies by, or ``None`` where it multiplies floats."""
@@ -103,12 +107,13 @@ def round_weights(
 
 def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, Any]:
     """Write a checkpoint folder, the whole of it or nothing, and return its manifest."""
-    from safetensors.torch import save_file
+    from safetensors import torch as safetensors
 
     with new_folder(path, force) as folder:
         for name, content in checkpoint.extras.items():
             (folder / name).write_bytes(content)
-        save_file(_stored(checkpoint), folder / WEIGHTS)
+        # Not save_file: its errors, a full disk among them, are no OSErrors.
+        (folder / WEIGHTS).write_bytes(safetensors.save(dict(_stored(checkpoint))))
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -137,28 +142,43 @@ def load(folder: Path) -> Checkpoint:
         NotFound, Damaged: not a checkpoint; a file missing, truncated or changed, by name.
     """
     manifest = read_manifest(folder, MANIFEST, FORMAT, VERSION)
-    verify(folder, manifest["files"])
-    stored = load_tensors(folder / WEIGHTS)
     try:
-        integers = {
-            name: _integer_weight(stored, name, **entry)
-            for name, entry in manifest["integers"].items()
-        }
-        taken = {f"{name}.{kind}" for name in integers for kind in ("weight", "scale")}
-        return Checkpoint(
-            anatomy=Anatomy.from_json(manifest["anatomy"]),
-            scheme=Scheme.from_json(manifest["scheme"]),
-            integers=integers,
-            tensors={name: t for name, t in stored.items() if name not in taken},
-            extras={
-                name: (folder / name).read_bytes()
-                for name in (CONFIG, *TOKENIZER_FILES)
-                if name in manifest["files"]
-            },
-            **{key: manifest[key] for key in _PLAIN},
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        if WEIGHTS not in manifest["files"]:
+            raise KeyError(WEIGHTS)
+        verify(folder, manifest["files"])
+        return _assembled(folder, manifest, load_tensors(folder / WEIGHTS))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{folder / MANIFEST} does not describe a checkpoint: {error}") from error
+
+
+def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tensor]) -> Checkpoint:
+    """The checkpoint that a manifest describes, every tensor's name and shape checked."""
+    shape = Anatomy.from_json(manifest["anatomy"])
+    prompts = stored.pop(PROMPTS, None)
+    integers = {
+        name: _integer_weight(stored, name, **entry) for name, entry in manifest["integers"].items()
+    }
+    taken = {f"{name}.{kind}" for name in integers for kind in ("weight", "scale")}
+    tensors = {name: t for name, t in stored.items() if name not in taken}
+    found = {f"{name}.weight": tuple(w.integers.shape) for name, w in integers.items()}
+    found |= {name: tuple(t.shape) for name, t in tensors.items() if name not in ROTATIONS}
+    check_tensors(found, shape, folder / WEIGHTS)
+    cost = manifest["cost"]
+    if not isinstance(cost, dict) or not {"seconds", "memory", "device"} <= set(cost):
+        raise ValueError("its cost lacks seconds, memory or device")
+    return Checkpoint(
+        anatomy=shape,
+        scheme=Scheme.from_json(manifest["scheme"]),
+        integers=integers,
+        tensors=tensors,
+        extras={
+            name: (folder / name).read_bytes()
+            for name in (CONFIG, *TOKENIZER_FILES)
+            if name in manifest["files"]
+        },
+        prompts=prompts,
+        **{key: manifest[key] for key in _PLAIN},
+    )
 
 
 _PLAIN = ("method", "settings", "source", "calibration", "cost")
@@ -178,6 +198,8 @@ def _stored(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     import torch
 
     stored = dict(checkpoint.tensors)
+    if checkpoint.prompts is not None:
+        stored[PROMPTS] = checkpoint.prompts.contiguous()
     for name, weight in checkpoint.integers.items():
         values = weight.integers
         if weight.grid.bits == 4:
@@ -193,8 +215,10 @@ def _integer_weight(
 ) -> IntegerWeight:
     import torch
 
-    values = stored[f"{name}.weight"]
+    values, scale = stored[f"{name}.weight"], stored[f"{name}.scale"]
+    if scale.shape != (shape[0],):
+        raise ValueError(f"{name}.scale has shape {tuple(scale.shape)}")
     if bits == 4:
         nibbles = unpack4(values.numpy(), tuple(shape))
         values = torch.from_numpy(nibbles.astype("int8") - 8)
-    return IntegerWeight(values, stored[f"{name}.scale"], Grid(bits, "channel"))
+    return IntegerWeight(values, scale, Grid(bits, "channel"))

@@ -1,10 +1,12 @@
 """slmq-edge: the verbs, and what happens to their errors."""
 
-import os
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036  a checkout can be run by any Python
     sys.exit("slmq-edge needs Python 3.11 or later (only its runner works on 3.8)")
+
+import errno
+import os
 
 import typer
 
@@ -48,6 +50,7 @@ def main() -> None:
     except SlmqError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit("error: the disk is full")

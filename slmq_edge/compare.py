@@ -177,12 +177,6 @@ def _require_comparable(baseline: Run, candidate: Run) -> None:
             f"{first.new_tokens} new ones, the candidate {second.prompt_tokens} and "
             f"{second.new_tokens}; profile both with the same -p and -n"
         )
-    for role, run in (("baseline", baseline), ("candidate", candidate)):
-        if run.golden.get("passed") is False:
-            raise SlmqError(
-                f"the {role} ({run.artifact.model}, {run.artifact.scheme_ran}) failed its "
-                "golden check: a speed of wrong numbers is not compared"
-            )
 
 
 def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:

@@ -12,16 +12,19 @@ from slmq_edge.checkpoint import CONFIG, Checkpoint
 from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
 from slmq_edge.exporters import TARGETS
 from slmq_edge.files import describe, new_folder
-from slmq_edge.runner.manifest import BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION
+from slmq_edge.runner.manifest import (
+    BUNDLE_FILE,
+    BUNDLE_FORMAT,
+    BUNDLE_VERSION,
+    GRAPH,
+    GRAPH_FOLDER,
+    PROBE,
+)
 
 if TYPE_CHECKING:
     from slmq_edge.exporters.onnx import Lowering
     from slmq_edge.golden import Golden
     from slmq_edge.runner.golden import GoldenReport
-
-GRAPH = "ort/model.onnx"
-WEIGHTS = f"{GRAPH}.data"
-PROBE = "ort/probe.onnx"
 
 Progress = Callable[[float, str], None]
 
@@ -51,15 +54,15 @@ def export(
     from slmq_edge.exporters import graph, onnx
 
     with new_folder(path, force) as folder:
-        (folder / "ort").mkdir()
+        (folder / GRAPH_FOLDER).mkdir()
         for name, content in checkpoint.extras.items():
             (folder / name).write_bytes(content)
         if CONFIG in checkpoint.extras:
             # Where optimum looks for it, so that its model class can load the graph.
-            (folder / "ort" / CONFIG).write_bytes(checkpoint.extras[CONFIG])
+            (folder / GRAPH_FOLDER / CONFIG).write_bytes(checkpoint.extras[CONFIG])
         progress(0.0, "writing the graph")
-        lowering = onnx.lowering(checkpoint)
-        graph.save(onnx.write(checkpoint), folder / GRAPH)
+        model, lowering = onnx.write(checkpoint)
+        graph.save(model, folder / GRAPH)
         if lowering.integer_gemm is not None:
             graph.save(onnx.write_probe(), folder / PROBE)
         progress(0.3, "recording golden prompts")
@@ -116,8 +119,7 @@ def _manifest(
         "format": BUNDLE_FORMAT,
         "version": BUNDLE_VERSION,
         "created_by": f"slmq-edge {__version__}",
-        "model": checkpoint.source["name"],
-        "source": checkpoint.source,
+        "model": checkpoint.source,
         "anatomy": shape.as_json(),
         "method": checkpoint.method,
         "settings": checkpoint.settings,
@@ -127,7 +129,6 @@ def _manifest(
         "lowering": lowering.as_json(),
         "runtime": {
             "kind": "ort",
-            "graph": GRAPH,
             "minimum_version": MINIMUM_VERSION,
             "session_options": {},
         },
@@ -137,7 +138,6 @@ def _manifest(
             "linear_macs_per_token": shape.linear_macs_per_token,
             "head_macs_per_token": shape.head_macs_per_token,
         },
-        "weights_bytes": files[WEIGHTS]["bytes"],
         "golden": golden.limits,
         "verified": verified,
         "files": files,

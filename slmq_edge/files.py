@@ -10,18 +10,27 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from slmq_edge.errors import NotFound, SlmqError, did_you_mean
+from slmq_edge.errors import NotFound, SlmqError, UsageError, did_you_mean
 from slmq_edge.runner.manifest import sha256
 
+# A folder that holds one of these was written by us, and --force may replace it.
+OUR_MANIFESTS = ("checkpoint.json", "bundle.json")
 
-def check_output(path: Path, force: bool) -> None:
+
+def check_output(path: Path, force: bool, *, folder: bool = False) -> None:
     """Refuse, before any work starts, an output that could not be written at the end.
 
     Raises:
-        SlmqError: ``path`` exists and ``force`` is off, or no folder above it is writable.
+        SlmqError: ``path`` exists and ``force`` is off; it is something that ``force`` must not
+            delete (a folder not of ours, or a folder where a file is to be); or no folder above
+            it is writable.
     """
     if path.exists() and not force:
         raise SlmqError(f"{path} exists already, will not overwrite it without --force")
+    if path.is_dir() and not (folder and _replaceable(path)):
+        raise SlmqError(f"{path} is a folder that we did not write: --force will not delete it")
+    if path.exists() and folder and not path.is_dir():
+        raise SlmqError(f"{path} is a file: --force will not put a folder in its place")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise SlmqError(f"cannot write {path}: {above} is not a writable folder")
@@ -72,9 +81,10 @@ def write_text_atomically(path: Path, text: str, force: bool = False) -> None:
 def new_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """Yield a scratch folder that becomes ``path`` when the block ends well, and vanishes if not.
 
-    Ctrl-C and a full disk leave what was at ``path`` before untouched.
+    Ctrl-C and a full disk leave what was at ``path`` before untouched. Only a folder that we wrote,
+    or an empty one, is ever replaced.
     """
-    check_output(path, force)
+    check_output(path, force, folder=True)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=path.absolute().parent, prefix=f".{path.name}."))
@@ -107,13 +117,29 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+def check_not_input(output: Path, source: Path) -> None:
+    """Refuse to replace the folder that is read, or one that holds it."""
+    target, read = output.resolve(), source.resolve()
+    if target == read or target in read.parents:
+        raise UsageError(f"{output} holds what is read: choose another output")
+
+
+def _replaceable(folder: Path) -> bool:
+    ours = any((folder / name).is_file() for name in OUR_MANIFESTS)
+    return ours or not any(folder.iterdir())
+
+
 def _swap(scratch: Path, path: Path) -> None:
     if not path.exists():
         scratch.rename(path)
         return
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
     path.rename(old / path.name)
-    scratch.rename(path)
+    try:
+        scratch.rename(path)
+    except BaseException:
+        (old / path.name).rename(path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

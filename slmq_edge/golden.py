@@ -18,10 +18,11 @@ from slmq_edge import models
 from slmq_edge.builtin import world
 from slmq_edge.calibration import Size, Text, cut
 from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.quantize import PROMPTS as SIZE
 from slmq_edge.simulation import Simulation, token_log_probabilities
 
 FILE = "golden.npz"
-PROMPTS, LONGEST_PROMPT, GREEDY_TOKENS, TOP = 4, 128, 16, 64
+PROMPTS, GREEDY_TOKENS, TOP = 4, 16, 64
 # Promise 2: the artifact's distance from its simulation, where the simulation itself is steadier
 # than that. A small model may not be: then four times its own noise is the limit.
 KL_LIMIT = 1e-4
@@ -29,7 +30,7 @@ PERPLEXITY_LIMIT = 1e-3
 NOISE_FACTOR = 4
 # The noise is taken over as many tokens as this many multiply-adds allow: seconds, on any model.
 NOISE_MACS = 1.5e10
-MOST_NOISE_TOKENS = 8192
+MOST_NOISE_TOKENS = SIZE.windows * SIZE.length
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,15 @@ class Noise:
     """The simulation in float32 against itself in float64.
 
     A single flipped rounding moves a logit by far more than float32's own precision (ONNXRUNTIME
-    7), so this, and no constant, is what an artifact can be held to. logit: the largest difference
-    of one; kl: mean KL divergence in nats; log_probability: standard deviation of the difference
-    of a token's log-probability, in nats.
+    7), and all that follows in its text with it; so this, and no constant, is what an artifact can
+    be held to. logit: the largest difference of one. kl, log_perplexity: the largest mean, over the
+    second halves of ``PROMPTS`` texts (the fewest positions that a check scores), of the KL
+    divergence and of the log-probabilities' difference, in nats.
     """
 
     logit: float
     kl: float
-    log_probability: float
+    log_perplexity: float
     tokens: int
 
     @property
@@ -52,9 +54,10 @@ class Noise:
         """Largest mean KL divergence, in nats, that an artifact may show."""
         return max(KL_LIMIT, NOISE_FACTOR * self.kl)
 
-    def perplexity_limit(self, tokens: int) -> float:
-        """Largest relative difference of the perplexity of that many tokens."""
-        return max(PERPLEXITY_LIMIT, NOISE_FACTOR * self.log_probability / math.sqrt(tokens))
+    @property
+    def perplexity_limit(self) -> float:
+        """Largest relative difference of the perplexity that an artifact may show."""
+        return max(PERPLEXITY_LIMIT, NOISE_FACTOR * self.log_perplexity)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ class Golden:
 def record(checkpoint: Checkpoint, tokenizer: Any | None) -> Golden:
     """Run the simulation on the golden prompts, and measure its own noise.
 
-    The prompts are English sentences that the built-in world makes for evaluation; without a
+    The prompts are cut from the calibration text, which the model is expected to know; where there
+    was none, from English sentences that the built-in world makes for evaluation; and without a
     tokenizer they are token ids drawn evenly from the vocabulary.
     """
-    length = min(LONGEST_PROMPT, checkpoint.anatomy.max_positions // 2)
+    length = min(SIZE.length, checkpoint.anatomy.max_positions // 2)
     windows = _windows(checkpoint, tokenizer, length)
     simulation = Simulation(checkpoint)
     noise = measure_noise(checkpoint, simulation, windows)
@@ -91,11 +95,10 @@ def record(checkpoint: Checkpoint, tokenizer: Any | None) -> Golden:
     limits = {
         "file": FILE,
         "kl_limit": noise.kl_limit,
-        # With a past, only the second half of each prompt is scored.
-        "perplexity_limit": noise.perplexity_limit(prompts.numel() // 2),
+        "perplexity_limit": noise.perplexity_limit,
         "logit_noise": noise.logit,
         "kl_noise": noise.kl,
-        "log_probability_noise": noise.log_probability,
+        "log_perplexity_noise": noise.log_perplexity,
         "noise_tokens": noise.tokens,
     }
     return Golden(arrays, limits)
@@ -104,23 +107,18 @@ def record(checkpoint: Checkpoint, tokenizer: Any | None) -> Golden:
 def measure_noise(checkpoint: Checkpoint, simulation: Simulation, windows: Tensor) -> Noise:
     """Run the simulation in both precisions over ``windows`` int64 [count, length]."""
     exact = Simulation(checkpoint, torch.float64)
-    largest, divergences, differences = 0.0, [], []
+    half = windows.shape[1] // 2
+    largest, divergence, difference = 0.0, 0.0, 0.0
     for start in range(0, len(windows), PROMPTS):
         window = windows[start : start + PROMPTS]
         reference = exact.logits(window)
         out = simulation.logits(window).double()
         largest = max(largest, (out - reference).abs().max().item())
-        divergences.append(kl_divergence(reference, out).flatten())
-        difference = token_log_probabilities(out, window) - token_log_probabilities(
-            reference, window
-        )
-        differences.append(difference.flatten())
-    return Noise(
-        logit=largest,
-        kl=torch.cat(divergences).mean().item(),
-        log_probability=torch.cat(differences).std().item(),
-        tokens=windows.numel(),
-    )
+        kl = kl_divergence(reference, out)[:, half - 1 :].mean().item()
+        ours, theirs = (token_log_probabilities(x, window) for x in (out, reference))
+        moved = (ours - theirs)[:, half - 1 :].mean().abs().item()
+        divergence, difference = max(divergence, kl), max(difference, moved)
+    return Noise(largest, divergence, difference, windows.numel())
 
 
 def kl_divergence(reference: Tensor, other: Tensor) -> Tensor:
@@ -135,6 +133,8 @@ def _windows(checkpoint: Checkpoint, tokenizer: Any | None, length: int) -> Tens
     macs = shape.linear_macs_per_token + shape.head_macs_per_token
     affordable = min(MOST_NOISE_TOKENS, math.ceil(NOISE_MACS / macs))
     count = max(PROMPTS, affordable // length)
+    if checkpoint.prompts is not None:
+        return checkpoint.prompts[:count, :length]
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, shape.vocab, (count, length), generator=generator)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from slmq_edge import builtin
 from slmq_edge.anatomy import HEAD, Anatomy
-from slmq_edge.errors import Damaged, MissingExtra, NotFound, Unsupported, did_you_mean
+from slmq_edge.errors import Damaged, MissingExtra, NotFound, Unsupported, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,11 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "generation_config.json",
 )
+# What a folder of ours is, if it is given where a model is wanted.
+OURS = {
+    "checkpoint.json": "a checkpoint, quantized already: export it",
+    "bundle.json": "a bundle, exported already: profile it",
+}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,6 +64,9 @@ def find(model: str) -> Source:
     if model in builtin.MODELS:
         return Source(model, "built-in", builtin.folder(model))
     path = Path(model)
+    for manifest, what in OURS.items():
+        if (path / manifest).is_file():
+            raise UsageError(f"{model} is {what}")
     if path.is_dir():
         return Source(path.resolve().name, "local", path)
     looks_local = path.exists() or model.startswith((".", "/", "~")) or path.parent.is_dir()
@@ -95,7 +103,9 @@ def hub_errors_as(what: str) -> Iterator[None]:
         NotFound: no such repository, no network, or no leave.
     """
     from huggingface_hub import errors as hub
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # what it would warn of is in the error that we raise
     try:
         yield
     except (hub.RepositoryNotFoundError, hub.HFValidationError) as error:
@@ -146,6 +156,8 @@ def read_anatomy(folder: Path) -> Anatomy:
         return Anatomy.from_config(config)
     except KeyError as error:
         raise Damaged(f"{folder / 'config.json'} lacks {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{folder / 'config.json'} is damaged: {error}") from error
 
 
 def read(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
@@ -161,7 +173,7 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
 
     shape = read_anatomy(folder)
     weights: dict[str, torch.Tensor] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         weights.update(load_tensors(file))
     weights = {
         name: tensor.to(dtype or torch.float32)
@@ -210,11 +222,19 @@ def check_tensors(found: Mapping[str, tuple[int, ...]], shape: Anatomy, place: P
         )
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, by its index if it has one.
+
+    Raises:
+        NotFound: there are none; Damaged: the index is, or names a file that is not there.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = [folder / name for name in sorted(set(mapping.values()))]
+        try:
+            mapping = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = [folder / Path(name).name for name in sorted(set(mapping.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{index} is damaged: {error}") from error
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise Damaged(f"{folder} lacks {missing[0]}, which its index names")
@@ -244,4 +264,7 @@ def read_tokenizer(folder: Path) -> Any:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingExtra("transformers", "quantize") from error
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise Damaged(f"{folder / 'tokenizer.json'} is damaged: {_line(error)}") from error

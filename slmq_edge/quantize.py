@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from slmq_edge import calibration as calibrations
 from slmq_edge import models
 from slmq_edge.anatomy import Anatomy
-from slmq_edge.errors import UsageError, did_you_mean
+from slmq_edge.errors import Damaged, UsageError, did_you_mean
 from slmq_edge.quantization import Method, Progress, method
 from slmq_edge.scheme import Scheme, require_integer
+
+# Of the calibration text, for golden prompts and for the noise they are judged by.
+PROMPTS = calibrations.Size(windows=64, length=128)
 
 if TYPE_CHECKING:
     from slmq_edge.calibration import Calibration, Text
@@ -61,13 +64,14 @@ def plan(model: str, request: Request, note: Callable[[str], None] = lambda _: N
     if request.method != "none":
         require_integer(request.scheme, request.method)
     device = _device(request.device)
-    if request.calib is not None:
-        calibrations.read_text(request.calib)
+    if chosen.CALIBRATION is None:
+        _refuse_sizes_of_nothing(request)
+    text = calibrations.read_text(request.calib) if request.calib is not None else None
     source = models.find(model)
     shape = models.read_anatomy(source.folder)
-    text = None
-    if chosen.CALIBRATION is not None:
-        text = calibrations.text_for(source, request.calib)
+    models.weight_files(source.folder)
+    if chosen.CALIBRATION is not None and text is None:
+        text = calibrations.default_text(source)
         if text.note:
             note(text.note)
     return Plan(source, shape, request, settings, text, device)
@@ -103,18 +107,26 @@ def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Ch
         calibration=calibration.as_json() if calibration else None,
         cost=meter.read(),
         extras=extras_of(source.folder),
+        prompts=calibration.tokens[: PROMPTS.windows, : PROMPTS.length] if calibration else None,
     )
 
 
 def _calibration(chosen: Method, planned: Plan) -> Calibration | None:
-    if chosen.CALIBRATION is None or planned.text is None:
+    """Windows of the text, for the method and for golden prompts; ``None`` without a text."""
+    if planned.text is None:
         return None
-    request = planned.request
+    request, asked = planned.request, chosen.CALIBRATION or PROMPTS
     size = calibrations.Size(
-        windows=request.windows or chosen.CALIBRATION.windows,
-        length=min(request.length or chosen.CALIBRATION.length, planned.anatomy.max_positions),
+        windows=request.windows or asked.windows,
+        length=min(request.length or asked.length, planned.anatomy.max_positions),
     )
-    return calibrations.cut(planned.text, models.read_tokenizer(planned.source.folder), size)
+    found = calibrations.cut(planned.text, models.read_tokenizer(planned.source.folder), size)
+    if int(found.tokens.max()) >= planned.anatomy.vocab:
+        raise Damaged(
+            f"{planned.source.name}: its tokenizer knows token {int(found.tokens.max())}, "
+            f"its config.json only {planned.anatomy.vocab}"
+        )
+    return found
 
 
 def _settings(chosen: Method, request: Request) -> Any:
@@ -128,6 +140,16 @@ def _settings(chosen: Method, request: Request) -> Any:
                 f"its settings: {listed}"
             )
     return chosen.Settings(**given)
+
+
+def _refuse_sizes_of_nothing(request: Request) -> None:
+    options = {"--windows": request.windows, "--length": request.length}
+    given = [name for name, value in options.items() if value is not None]
+    if given and request.calib is None:
+        raise UsageError(
+            f"method {request.method} does not calibrate: leave {given[0]} out "
+            "(with --calib, golden prompts are cut from the text)"
+        )
 
 
 def _device(name: str) -> str:

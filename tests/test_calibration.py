@@ -46,6 +46,7 @@ def test_one_long_document_is_cut_evenly() -> None:
     assert plain[:, 0].tolist() == [ord("a")] * 4
     started = cut(text, Letters(bos=True), Size(windows=4, length=20)).tokens
     assert started[:, 0].tolist() == [0] * 4
+    assert 0 not in started[:, 1:]
 
 
 @given(
@@ -74,6 +75,8 @@ def test_windows_are_pieces_of_the_text_or_a_refusal(
 def test_plain_text_and_jsonl_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "id": 2}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "line\u2028separator"}\n')
+    assert read_text(tmp_path / "b.jsonl").documents == ("line\u2028separator",)
     assert read_text(tmp_path / "a.txt").documents == ("one\n\ntwo",)
     assert read_text(tmp_path / "a.jsonl").documents == ("one", "two")
 
@@ -99,12 +102,12 @@ def test_without_a_network_the_built_in_world_stands_in_and_says_so(
         raise NotFound("cannot fetch WikiText-2 from the hub: no network.")
 
     monkeypatch.setattr(calibrations, "_wikitext2", unreachable)
-    text = calibrations.text_for(Source("m", "local", tmp_path), None)
+    text = calibrations.default_text(Source("m", "local", tmp_path))
     assert text.name == "built-in world"
     assert text.note is not None
     assert "cannot fetch WikiText-2" in text.note
     monkeypatch.setattr(calibrations, "_wikitext2", lambda: ["real text"])
-    text = calibrations.text_for(Source("m", "local", tmp_path), None)
+    text = calibrations.default_text(Source("m", "local", tmp_path))
     assert (text.name, text.documents, text.note) == ("WikiText-2 train", ("real text",), None)
 
 

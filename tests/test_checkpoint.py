@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -170,3 +171,74 @@ def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     files.write_text_atomically(path, "two", force=True)
     assert path.read_text() == "two"
     assert [p.name for p in path.parent.iterdir()] == ["report.md"]
+
+
+@pytest.mark.parametrize("kind", ["another folder", "the source", "above the source"])
+def test_force_deletes_nothing_that_we_did_not_write(kind: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(SlmqError, match="did not write"):
+        saved_with_force(mine)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    source = tmp_path / "inner" / "model"
+    target = {"another folder": tmp_path / "x", "the source": source}.get(kind, source.parent)
+    if kind == "another folder":
+        files.check_not_input(target, source)
+    else:
+        with pytest.raises(SlmqError, match="holds what is read"):
+            files.check_not_input(target, source)
+
+
+def saved_with_force(folder: Path) -> None:
+    checkpoints.save(rounded(random_qwen2(), scheme("w8a8")), folder, force=True)
+
+
+def test_a_file_and_a_folder_never_take_each_others_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SlmqError, match="is a file"):
+        saved_with_force(tmp_path / "file")
+    with pytest.raises(SlmqError, match="is a folder"):
+        files.write_text_atomically(tmp_path / "folder", "text", force=True)
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "checkpoint.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("files"),
+        lambda d: d.pop("integers"),
+        lambda d: d.update(integers=[]),
+        lambda d: d["integers"].popitem(),
+        lambda d: d["integers"].update({"model.norm": {"bits": 8, "shape": [48, 1]}}),
+        lambda d: d.update(cost=None),
+        lambda d: d.update(scheme={}),
+        lambda d: d["files"].pop("weights.safetensors"),
+        lambda d: d["anatomy"].update(hidden=49),
+    ],
+)
+def test_a_manifest_that_describes_something_else_is_one_line(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    saved(tmp_path / "c")
+    changed(tmp_path / "c", change)
+    with pytest.raises(SlmqError):
+        checkpoints.load(tmp_path / "c")
+
+
+def test_a_bundle_whose_manifest_leaves_the_graph_out_is_refused(tmp_path: Path) -> None:
+    export(saved(tmp_path / "c", "w8a8"), tmp_path / "b")
+    path = tmp_path / "b" / "bundle.json"
+    whole = json.loads(path.read_text())
+    for name in ("ort/model.onnx", "ort/model.onnx.data", "ort/probe.onnx"):
+        document = whole | {"files": {k: v for k, v in whole["files"].items() if k != name}}
+        path.write_text(json.dumps(document))
+        with pytest.raises(Damaged, match=f"does not list {name}"):
+            manifest.read_bundle(tmp_path / "b")

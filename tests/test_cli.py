@@ -82,8 +82,11 @@ def test_a_checkpoint_is_exported_as_it_stands(bundles: Path) -> None:
     done = slmq("export", "ckpt", "-o", "from-ckpt", "--json", cwd=bundles)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["lowering"]["scheme_ran"] == "w4a8"
-    again = slmq("export", "ckpt", "--scheme", "w8a8", "-o", "other", cwd=bundles)
-    assert_one_line(again, 2, "is a checkpoint", "--scheme")
+    again = slmq("export", "ckpt", "--scheme", "w8a8", "--steps", 9, "-o", "other", cwd=bundles)
+    assert_one_line(again, 2, "is a checkpoint", "--scheme", "--steps")
+    assert_one_line(slmq("export", "ckpt", "-o", "ckpt", "--force", cwd=bundles), 2, "is read")
+    assert_one_line(slmq("quantize", "ckpt", "-o", "other", cwd=bundles), 2, "export it")
+    assert_one_line(slmq("profile", "ckpt", cwd=bundles), 1, "is not a bundle")
 
 
 def test_the_shortest_line_offline(tmp_path: Path) -> None:
@@ -104,6 +107,7 @@ def test_the_shortest_line_offline(tmp_path: Path) -> None:
         (("export", "demo-llama", "--device", "cuda"), 2, ("torch sees no CUDA device",)),
         (("export", "demo-llama", "--calib", "no.txt"), 1, ("no calibration text at no.txt",)),
         (("export", "demo-llama", "--alpha", "0.5"), 2, ("no setting --alpha",)),
+        (("export", "demo-llama", "--method", "none", "--windows", "9"), 2, ("not calibrate",)),
         (
             ("export", "demo-llama", "--method", "smoothquant", "--alpha", "2"),
             2,

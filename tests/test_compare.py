@@ -229,11 +229,6 @@ def test_another_workload_is_refused(changed: dict[str, int]) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_failed_golden_check_is_refused() -> None:
-    with pytest.raises(SlmqError, match=r"the candidate .* failed its golden check"):
-        compare(run(), run("w8a8", golden={"passed": False}))
-
-
 def test_unknown_convention_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean paper"):
         compare(run(), run(), "papre")  # type: ignore[arg-type]

@@ -131,12 +131,35 @@ def test_a_sharded_model_is_read(folder: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "not a JSON object"),
         ('{"model_type": "llama"}', "lacks"),
+        ('{"model_type": "llama", "num_attention_heads": 2, "hidden_size": null}', "is damaged"),
     ],
 )
 def test_a_broken_config_is_one_line(folder: Path, content: str, message: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(Damaged, match=message):
         models.read_anatomy(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_is_one_line(folder: Path, content: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(Damaged, match="index"):
+        models.read(folder)
+
+
+def test_a_broken_tokenizer_is_one_line(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(Damaged, match=r"tokenizer\.json is damaged"):
+        models.read_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("checkpoint.json", "export it"), ("bundle.json", "profile it")]
+)
+def test_a_folder_of_ours_is_no_model_and_says_so(folder: Path, file: str, words: str) -> None:
+    (folder / file).write_text("{}")
+    with pytest.raises(SlmqError, match=words):
+        models.find(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -74,5 +75,24 @@ def test_an_old_python_is_refused_in_one_line() -> None:
     text = (ROOT / "slmq_edge" / "cli.py").read_text()
     tree = ast.parse(text, feature_version=(3, 8))
     kinds = [type(node).__name__ for node in tree.body]
-    assert kinds[:4] == ["Expr", "Import", "Import", "If"]
+    assert kinds[:3] == ["Expr", "Import", "If"]
     assert "needs Python 3.11" in text
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_shelves_and_their_data(tmp_path: Path) -> None:
+    """Built in isolation, which fetches the build tool."""
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), "."]
+    subprocess.run(command, check=True, cwd=ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for expected in (
+        "slmq_edge/exporters/onnx.py",
+        "slmq_edge/profiles/cpu.py",
+        "slmq_edge/devices/facts/generic-x86_64.toml",
+        "slmq_edge/builtin/demo-llama/model.safetensors",
+        "slmq_edge/runner/__main__.py",
+        "slmq_edge/py.typed",
+    ):
+        assert expected in names
+    assert not any(name.split("/")[0] in SHELVES for name in names)

@@ -117,7 +117,7 @@ def test_the_artifact_computes_what_the_simulation_promised(
     name: str, method: str, variant: str, tmp_path: Path
 ) -> None:
     checkpoint = prepared_checkpoint(name, method, variant)
-    model = onnx.write(checkpoint)
+    model, _ = onnx.write(checkpoint)
     running = session(model, tmp_path)
     simulation = Simulation(checkpoint)
     tokens = text_for(name, batch=16, length=96)
@@ -134,7 +134,7 @@ def assert_close(
     assert kl_divergence(reference, out).mean() <= noise.kl_limit
     ours = token_log_probabilities(out, tokens).mean().exp()
     theirs = token_log_probabilities(reference, tokens).mean().exp()
-    assert abs(ours / theirs - 1) <= noise.perplexity_limit(tokens[:, 1:].numel())
+    assert abs(ours / theirs - 1) <= noise.perplexity_limit
     best, second = reference.topk(2, dim=-1).values.unbind(-1)
     clear = best - second > 2 * noise.logit
     assert clear.float().mean() > 0.25
@@ -157,20 +157,20 @@ def artifact_logits_with_past(running: Session, tokens: torch.Tensor, first: int
 
 
 def test_a_wrong_scale_is_seen(tmp_path: Path) -> None:
-    """The comparison can fail: one output channel of one linear, off by 5 %."""
+    """The comparison can fail: one output channel of one linear, off by half."""
     checkpoint = rounded(random_qwen2(), scheme("w8a8"))
     simulation = Simulation(checkpoint)
     tokens = tokens_for(simulation.model, 4, 48)
     reference = simulation.logits(tokens)
     checkpoint.integers["model.layers.0.mlp.down_proj"].scale[0] *= 1.5
-    running = session(onnx.write(checkpoint), tmp_path)
+    running = session(onnx.write(checkpoint)[0], tmp_path)
     out = artifact_logits(running, tokens)
     assert kl_divergence(reference, out).mean() > KL_LIMIT
 
 
 def test_right_padding_changes_nothing(tmp_path: Path) -> None:
     for make in (random_qwen2, random_llama):
-        running = session(onnx.write(rounded(make(), scheme("w8a8"))), tmp_path)
+        running = session(onnx.write(rounded(make(), scheme("w8a8")))[0], tmp_path)
         tokens = tokens_for(make(), 2, 12).numpy()
         alone, _ = running.prefill(tokens[:1, :7])
         mask = np.ones((2, 12), np.int64)
@@ -194,7 +194,7 @@ def raw_logits(
 
 
 def test_how_many_logits_is_an_overridable_initializer(tmp_path: Path) -> None:
-    running = session(onnx.write(rounded(random_qwen2(), scheme("w8a8"))), tmp_path)
+    running = session(onnx.write(rounded(random_qwen2(), scheme("w8a8")))[0], tmp_path)
     names = [node.name for node in running._session.get_inputs()]
     assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
     assert "logits_to_keep" not in names
@@ -211,8 +211,8 @@ def test_how_many_logits_is_an_overridable_initializer(tmp_path: Path) -> None:
 )
 def test_the_attention_fits_the_head(make: Callable[[], Decoder], attention: str) -> None:
     checkpoint = rounded(make(), scheme("w8a8"))
-    lowering = onnx.lowering(checkpoint)
-    kinds = {node.op_type for node in onnx.write(checkpoint).graph}
+    model, lowering = onnx.write(checkpoint)
+    kinds = {node.op_type for node in model.graph}
     assert lowering.attention == attention
     assert ("GroupQueryAttention" in kinds) == (attention == "GroupQueryAttention")
     assert "RotaryEmbedding" in kinds
@@ -222,8 +222,8 @@ def test_the_attention_fits_the_head(make: Callable[[], Decoder], attention: str
 def test_integers_are_stored_as_integers(precision: str, bits: int, tmp_path: Path) -> None:
     model = DECODERS["demo-llama"]()
     checkpoint = rounded(model, scheme(precision, "int8"))
-    lowering = onnx.lowering(checkpoint)
-    graph.save(onnx.write(checkpoint), tmp_path / "model.onnx")
+    written, lowering = onnx.write(checkpoint)
+    graph.save(written, tmp_path / "model.onnx")
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
     shape = model.anatomy
     rotary = 4 * shape.max_positions * shape.head_dim
@@ -234,7 +234,7 @@ def test_integers_are_stored_as_integers(precision: str, bits: int, tmp_path: Pa
 
 
 def test_a_tied_int8_table_is_stored_once() -> None:
-    written = onnx.write(rounded(random_qwen2(), scheme("w8a8", "int8")))
+    written, _ = onnx.write(rounded(random_qwen2(), scheme("w8a8", "int8")))
     tables = [
         value.name
         for value in written.graph.initializers.values()
@@ -259,7 +259,7 @@ def test_optimum_runs_the_graph(tmp_path: Path) -> None:
     model = DECODERS["stories260K"]()
     write_folder(model, tmp_path)
     checkpoint = rounded(model, scheme("w8a8"))
-    running = session(onnx.write(checkpoint), tmp_path)
+    running = session(onnx.write(checkpoint)[0], tmp_path)
     tokens = tokens_for(model, 1, 12)
     theirs = ORTModelForCausalLM.from_pretrained(tmp_path)
     generated = theirs.generate(
@@ -276,3 +276,20 @@ def test_optimum_runs_the_graph(tmp_path: Path) -> None:
         ours.append(int(out[0, -1].argmax()))
         out, cache = running.step(np.array([[ours[-1]]]), cache)
     assert generated[0, 12:].tolist() == ours
+
+
+def test_the_report_says_what_was_written_and_not_what_was_asked_for() -> None:
+    """The float rotations of a tied table count, and a linear left in float shows."""
+    checkpoint = prepared_checkpoint("demo-llama", "spinquant", "w8a8 int8 head")
+    model, lowering = onnx.write(checkpoint)
+    kinds = [node.op_type for node in model.graph]
+    shape = checkpoint.anatomy
+    assert kinds.count("MatMulIntegerToFloat") == 4 * shape.layers + 1
+    assert kinds.count("MatMul") == 2
+    integer = shape.linear_macs_per_token + shape.head_macs_per_token
+    assert lowering.int8_gemm_share == integer / (integer + 2 * shape.hidden**2)
+    weight = checkpoint.integers.pop("model.layers.1.mlp.down_proj")
+    checkpoint.tensors["model.layers.1.mlp.down_proj.weight"] = weight.dequantized
+    _, lowering = onnx.write(checkpoint)
+    assert lowering.scheme_ran == "mixed"
+    assert lowering.int8_gemm_share < integer / (integer + 2 * shape.hidden**2)

@@ -68,6 +68,13 @@ def export(
             "--scheme": scheme,
             "--lm-head": lm_head,
             "--calib": calib,
+            "--windows": windows,
+            "--length": length,
+            "--device": None if device == "cpu" else device,
+            "--alpha": alpha,
+            "--steps": steps,
+            "--rate": rate,
+            "--seed": seed,
         }
         _refuse_settings(model, [name for name, value in given.items() if value is not None])
         destination = output or options.default_output(model, target)
@@ -100,7 +107,7 @@ def _export_model(
     from slmq_edge.files import check_output
     from slmq_edge.quantize import quantize
 
-    check_output(destination, force)
+    check_output(destination, force, folder=True)
     planned = making.planned(model, request, destination)
     with bar("reading the model") as progress:
         manifest = write(quantize(planned, progress), destination, force, progress)
@@ -111,9 +118,10 @@ def _export_checkpoint(folder: Path, destination: Path, as_json: bool, force: bo
     from slmq_edge.checkpoint import load
     from slmq_edge.commands.progress import bar
     from slmq_edge.export import export as write
-    from slmq_edge.files import check_output, check_space, folder_bytes
+    from slmq_edge.files import check_not_input, check_output, check_space, folder_bytes
 
-    check_output(destination, force)
+    check_output(destination, force, folder=True)
+    check_not_input(destination, folder)
     check_space(destination, folder_bytes(folder))
     with bar("reading the checkpoint") as progress:
         manifest = write(load(folder), destination, force, progress)

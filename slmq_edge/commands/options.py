@@ -25,8 +25,9 @@ LmHead = Annotated[
 Calib = Annotated[
     Path | None,
     typer.Option(
-        help="Calibration text: plain text, or JSONL with a 'text' field. Default: the "
-        "built-in world for the demo models, WikiText-2 from the hub otherwise."
+        help="Calibration text, from which golden prompts are cut too: plain text, or JSONL with "
+        "a 'text' field. Default: the built-in world for the demo models, WikiText-2 from the "
+        "hub otherwise."
     ),
 ]
 Windows = Annotated[

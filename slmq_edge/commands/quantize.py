@@ -51,7 +51,7 @@ def quantize_command(
     from slmq_edge.scheme import scheme as find_scheme
 
     target = output or options.default_output(model, method, scheme, "checkpoint")
-    check_output(target, force)
+    check_output(target, force, folder=True)
     request = Request(
         scheme=find_scheme(scheme, lm_head),
         method=method,

@@ -13,7 +13,8 @@ time but the two rotations of a tied table, which stays one table (METHODS 4.1):
     x = E[token] R1,     logits = ((RMSNorm(x') R1^T) * gamma) E^T
 
 Differences from the released code: b_v is rotated too; the embedding's mean is kept (METHODS 3.8);
-rotations are made exactly orthogonal at the end.
+windows are spread over the text; weights are rounded without clip search; there is no random QR
+retraction while learning, instead rotations are made exactly orthogonal at the end.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def learn(
     settings: Settings,
     progress: Progress,
 ) -> Rotations:
-    """Cayley SGD on the next-token cross entropy of the model as ``scheme`` will round it.
+    """Cayley SGD on the next-token cross entropy of the model whose blocks ``scheme`` rounds.
 
     The windows [windows, length] are taken in order, one a step. Because the weights will be
     rounded to nearest, they are rounded while learning too (METHODS 3.2).

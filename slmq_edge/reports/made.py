@@ -29,10 +29,10 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
     share = share_text(lowering["int8_gemm_share"])
     bits = ", ".join(f"{k} {n}" for k, n in lowering["weight_storage_bits"].items())
     rows = {
-        "model": manifest["model"],
+        "model": manifest["model"]["name"],
         "method": _method(manifest),
         "scheme": f"{manifest['scheme_requested']} -> {lowering['scheme_ran']}",
-        "integer GEMM": f"{share} of multiply-adds",
+        "integer GEMM": f"{share} of the weights' multiply-adds",
         "activations": lowering["activation_mode"],
         "bits on disk": bits,
         "attention": lowering["attention"],

@@ -63,10 +63,15 @@ def _card(run: Run) -> list[tuple[str, str]]:
 
 
 def decode_ceiling(run: Run) -> float | None:
-    """Return tokens/s if every token reads all weights once; None where no sheet says so."""
+    """Return tokens/s if every token reads all weights once.
+
+    None where no sheet gives the bandwidth, or where what lies on disk is not what is read: 4-bit
+    weights are unpacked at load.
+    """
     fact = run.device.facts.get(BANDWIDTH)
     bandwidth = fact.get("value") if isinstance(fact, dict) else None
-    if not isinstance(bandwidth, int | float) or not run.artifact.weights_bytes:
+    packed = 4 in run.artifact.weight_storage_bits.values()
+    if packed or not isinstance(bandwidth, int | float) or not run.artifact.weights_bytes:
         return None
     return bandwidth / run.artifact.weights_bytes
 

@@ -44,6 +44,7 @@ def capture(root: str = "/") -> dict[str, Any]:
         "cpu_model": _cpu_model(cpuinfo),
         "cpu_flags": _cpu_flags(cpuinfo),
         "cores": cores(),
+        "affinity": affinity(),
         "machine": platform.machine(),
         "governor": _text(top / CPUFREQ / "scaling_governor"),
         "frequency_hz": _kilo(_text(top / CPUFREQ / "scaling_cur_freq"), 1000),
@@ -60,6 +61,11 @@ def capture(root: str = "/") -> dict[str, Any]:
 def identity(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an environment that must not change within one run."""
     return {name: environment.get(name) for name in IDENTITY}
+
+
+def affinity() -> list[int] | None:
+    """Return the numbers of the cores this process may use, where the system tells."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def cores() -> int:

@@ -20,6 +20,7 @@ taken on K + 1 classes, the K tokens and all the rest together: a lower bound of
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple, Protocol
@@ -79,9 +80,16 @@ class Agreement(NamedTuple):
 def limits(bundle: Mapping[str, Any]) -> Limits:
     section = bundle.get("golden")
     values = [section.get(name) if isinstance(section, dict) else None for name in Limits._fields]
-    if not all(isinstance(value, (int, float)) and value >= 0 for value in values):
+    if not all(map(_is_limit, values)):
         raise Damaged("bundle.json is damaged: section 'golden' lacks its limits")
     return Limits(*map(float, values))  # type: ignore[arg-type]  # checked above
+
+
+def _is_limit(value: object) -> bool:
+    """A number that something can exceed: NaN and infinity are none, nor is true."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and value >= 0
 
 
 def golden_file(folder: Path, bundle: Mapping[str, Any]) -> Path:

@@ -54,8 +54,8 @@ class Journal:
     """An open journal: this process alone writes to it. A torn last line is cut off first."""
 
     def __init__(self, path: Path, echo: Callable[[str], object] = lambda line: None) -> None:
-        self._echo = echo
-        self._stream: IO[bytes] = path.open("ab")
+        self._path, self._echo = path, echo
+        self._stream: IO[bytes] = path.open("ab", buffering=0)
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _, whole_bytes = _parse(path)
@@ -70,9 +70,14 @@ class Journal:
     def append(self, event: dict[str, Any]) -> None:
         """Write one event and wait until it is on disk; then tell whoever listens."""
         line = json.dumps(event, allow_nan=False)
-        self._stream.write(line.encode() + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        content = line.encode() + b"\n"
+        try:
+            whole = self._stream.write(content) == len(content)
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise SlmqError(f"cannot write {self._path}: {error.strerror}") from error
+        if not whole:
+            raise SlmqError(f"cannot write {self._path}: the disk is full")
         self._echo(line)
 
     def close(self) -> None:

@@ -21,6 +21,11 @@ from slmq_edge.errors import Damaged, NotFound, Unsupported
 BUNDLE_FILE = "bundle.json"
 BUNDLE_FORMAT = "slmq-edge-bundle"
 BUNDLE_VERSION = 1
+# A bundle's graph, its weights beside it, and the probe of its integer kernel.
+GRAPH_FOLDER = "ort"
+GRAPH = f"{GRAPH_FOLDER}/model.onnx"
+WEIGHTS = f"{GRAPH}.data"
+PROBE = f"{GRAPH_FOLDER}/probe.onnx"
 
 BLOCK_BYTES = 1 << 20
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -36,8 +41,18 @@ def sha256(path: Path) -> str:
 
 
 def read_bundle(folder: Path) -> dict[str, Any]:
-    """Read ``bundle.json``; see `read_manifest` for what is refused."""
-    return read_manifest(folder, BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION)
+    """Read ``bundle.json``; see `read_manifest` for what is refused.
+
+    Raises:
+        Damaged: a file that would be run is not among those that can be verified.
+    """
+    document = read_manifest(folder, BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION)
+    files = document.get("files")
+    listed = set(files) if isinstance(files, dict) else set()
+    here = {f"{GRAPH_FOLDER}/{path.name}" for path in (folder / GRAPH_FOLDER).glob("*")}
+    for name in sorted({GRAPH} - listed) + sorted(here - listed):
+        raise Damaged(f"{folder / BUNDLE_FILE} is damaged: it does not list {name}")
+    return document
 
 
 def described(bundle: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +83,7 @@ def read_manifest(folder: Path, filename: str, format: str, version: int) -> dic
     if not isinstance(document, dict):
         raise Damaged(f"{path} is damaged: not a JSON object")
     if document.get("format") != format:
-        raise Unsupported(f"{path} is {document.get('format')!r}, expected {format!r}")
+        raise Unsupported(f"{path} is no {format}: its format is {document.get('format')!r}")
     found = document.get("version")
     if type(found) is not int or found != version:
         raise Unsupported(f"{path} has version {found!r}; this release reads version {version}")

@@ -17,6 +17,7 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 
 from slmq_edge.errors import Damaged, MissingExtra, SlmqError, Unsupported
+from slmq_edge.runner.manifest import GRAPH
 
 PROVIDER = "CPUExecutionProvider"
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
@@ -117,7 +118,7 @@ def open_bundle(folder: Path, bundle: Mapping[str, Any], threads: int) -> Sessio
     """Open ``ort/model.onnx`` of a verified bundle with the settings that it asks for."""
     runtime = runtime_section(bundle)
     check_runtime(runtime.get("minimum_version"))
-    return Session(folder / "ort" / "model.onnx", threads, session_settings(bundle))
+    return Session(folder / GRAPH, threads, session_settings(bundle))
 
 
 def session_settings(bundle: Mapping[str, Any]) -> dict[str, str]:

@@ -13,10 +13,11 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 
 from slmq_edge.errors import Damaged, SlmqError
+from slmq_edge.runner.manifest import PROBE
 from slmq_edge.runner.ort import open_session, session_settings
 
 ZERO_POINT = {"uint8": 128, "int8": 0}
-TOKENS = 7
+TOKENS = (1, 7)  # decoding and prefill take different kernels
 SEED = 20
 
 
@@ -38,14 +39,15 @@ def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | 
         return None
     if not isinstance(gemm, dict) or gemm.get("weight") not in ZERO_POINT:
         raise Damaged(f"{folder}: lowering.integer_gemm is damaged: {gemm!r}")
-    graph = folder / "ort" / "probe.onnx"
+    graph = folder / PROBE
     session = open_session(graph, threads, session_settings(bundle))
     inputs = {node.name: node.shape for node in session.get_inputs()}
     outputs = {node.name for node in session.get_outputs()}
     if set(inputs) != {"a"} or outputs != {"y", "weights"}:
         raise Damaged(f"{graph}: its ports are {sorted(inputs)} and {sorted(outputs)}")
     largest = 0
-    for a in activations((TOKENS, int(inputs["a"][1]))):
+    shapes = [(tokens, int(inputs["a"][1])) for tokens in TOKENS]
+    for a in (a for shape in shapes for a in activations(shape)):
         result, weights = session.run(["y", "weights"], {"a": a})
         if not np.isfinite(result).all():
             raise SlmqError(f"{graph} returns numbers that are not finite")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge import devices, errors
-from slmq_edge.errors import SlmqError
+from slmq_edge.errors import NotFound, SlmqError
 from slmq_edge.files import check_output, existing
 from slmq_edge.results import Device, Run, artifact_of, assemble, save
 from slmq_edge.runner import environment, job, journal, manifest, measure
@@ -52,6 +52,8 @@ def profile(
     """
     check_output(output, force)
     existing(bundle, "bundle")
+    if not (bundle / manifest.BUNDLE_FILE).is_file():
+        raise NotFound(f"{bundle} is not a bundle: slmq-edge export makes one")
     document = manifest.read_bundle(bundle)
     measure.check_workload(workload, document)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +138,7 @@ def _run_child(work: job.Job, progress: Progress) -> None:
                     refusal = _follow(line, progress) or refusal
             except BaseException:
                 child.kill()
+                progress({"event": "note", "text": f"kept in {work.journal}", "done": 0})
                 raise
         if child.returncode != 0:
             words = errors_file.read_text(encoding="utf-8", errors="replace")
