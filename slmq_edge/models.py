@@ -87,7 +87,8 @@ def _download(model: str) -> Source:
         import huggingface_hub
     except ImportError as error:
         raise MissingExtra("huggingface_hub", "quantize") from error
-    with hub_errors_as(f"'{model}'"):
+    instead = f" Without network, use a local folder or the built-in {builtin.MODELS[0]}."
+    with hub_errors_as(f"'{model}'", instead):
         folder = huggingface_hub.snapshot_download(
             model, allow_patterns=["*.safetensors", "*.json"]
         )
@@ -96,8 +97,10 @@ def _download(model: str) -> Source:
 
 
 @contextlib.contextmanager
-def hub_errors_as(what: str) -> Iterator[None]:
+def hub_errors_as(what: str, instead: str = "") -> Iterator[None]:
     """Turn whatever the hub's client raises while fetching ``what`` into one line.
+
+    instead: what to do without a network, said last.
 
     Raises:
         NotFound: no such repository, no network, or no leave.
@@ -118,10 +121,7 @@ def hub_errors_as(what: str) -> Iterator[None]:
         library = type(error).__module__.split(".")[0]
         if not isinstance(error, OSError) and library not in {"huggingface_hub", "httpx"}:
             raise
-        raise NotFound(
-            f"cannot fetch {what} from the hub: {_line(error)} "
-            f"Without network, use a local folder or the built-in {builtin.MODELS[0]}."
-        ) from error
+        raise NotFound(f"cannot fetch {what} from the hub: {_line(error)}{instead}") from error
 
 
 def _line(error: BaseException) -> str:
