@@ -17,23 +17,18 @@ if TYPE_CHECKING:
 
 
 def export(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
             help="Hub id, local folder, demo-llama or demo-qwen2; or a checkpoint's folder."
         ),
     ] = DEFAULT_MODEL,
-    method: Annotated[
-        str | None, typer.Option("--method", "-m", help="As for quantize; default spinquant.")
-    ] = None,
-    scheme: Annotated[
-        str | None, typer.Option("--scheme", "-s", help="As for quantize; default w8a8.")
-    ] = None,
+    method: options.MethodName = options.DEFAULT_METHOD,
+    scheme: options.SchemeName = options.DEFAULT_SCHEME,
     output: options.Output = None,
     target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "ort",
-    lm_head: Annotated[
-        str | None, typer.Option(help="As for quantize: float (default) or int8.")
-    ] = None,
+    lm_head: options.LmHead = options.DEFAULT_HEAD,
     calib: options.Calib = None,
     windows: options.Windows = None,
     length: options.Length = None,
@@ -63,20 +58,7 @@ def export(
 
     check_target(target)
     if is_checkpoint(Path(model)):
-        given = {
-            "--method": method,
-            "--scheme": scheme,
-            "--lm-head": lm_head,
-            "--calib": calib,
-            "--windows": windows,
-            "--length": length,
-            "--device": None if device == "cpu" else device,
-            "--alpha": alpha,
-            "--steps": steps,
-            "--rate": rate,
-            "--seed": seed,
-        }
-        _refuse_settings(model, [name for name, value in given.items() if value is not None])
+        _refuse_settings(context, model)
         destination = output or options.default_output(model, target)
         _export_checkpoint(Path(model), destination, as_json, force)
         return
@@ -84,9 +66,8 @@ def export(
     from slmq_edge.quantize import Request
     from slmq_edge.scheme import scheme as find_scheme
 
-    method, scheme = method or options.DEFAULT_METHOD, scheme or options.DEFAULT_SCHEME
     request = Request(
-        scheme=find_scheme(scheme, lm_head or options.DEFAULT_HEAD),
+        scheme=find_scheme(scheme, lm_head),
         method=method,
         calib=calib,
         windows=windows,
@@ -128,7 +109,14 @@ def _export_checkpoint(folder: Path, destination: Path, as_json: bool, force: bo
     _print(manifest, destination, as_json)
 
 
-def _refuse_settings(checkpoint: str, given: list[str]) -> None:
+def _refuse_settings(context: typer.Context, checkpoint: str) -> None:
+    """A checkpoint has been quantized: an option of quantizing on the command line is a mistake."""
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in options.OF_QUANTIZING
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
     if given:
         raise UsageError(
             f"{checkpoint} is a checkpoint, quantized already: {', '.join(given)} cannot change "

@@ -55,6 +55,21 @@ Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to w
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest, no table.")]
 
+# What a model is quantized with, by parameter name: a checkpoint has had it all.
+OF_QUANTIZING = (
+    "method",
+    "scheme",
+    "lm_head",
+    "calib",
+    "windows",
+    "length",
+    "device",
+    "alpha",
+    "steps",
+    "rate",
+    "seed",
+)
+
 DEFAULT_METHOD = "spinquant"
 DEFAULT_SCHEME = "w8a8"
 DEFAULT_HEAD = "float"
