@@ -234,13 +234,19 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def assemble(events: Sequence[Mapping[str, Any]], device: Device, bundle: Mapping[str, Any]) -> Run:
+def assemble(
+    events: Sequence[Mapping[str, Any]],
+    device: Device,
+    bundle: Mapping[str, Any],
+    wanted: int | None = None,
+) -> Run:
     """Make a `Run` of a journal's events; see `runner.journal` for what they hold.
 
     Args:
         events: of one or, after an interruption, several processes, in order.
         device: where they ran.
         bundle: bundle.json.
+        wanted: how many repetitions, where that is not what the last process was asked for.
 
     Raises:
         Damaged: an event is missing, or bundle.json lacks a field.
@@ -249,10 +255,12 @@ def assemble(events: Sequence[Mapping[str, Any]], device: Device, bundle: Mappin
     loads = _all(events, "load")
     golden = _all(events, "golden")[-1]["report"]
     probe = _all(events, "probe")[-1]["result"]
-    repetitions = sorted(_all(events, "repetition"), key=lambda event: event["index"])
     warmups = [event for event in events if event["event"] == "warmup"]
     ends = [event for event in events if event["event"] == "end"]  # none if killed just before
     workload: Workload = decode(Workload, begins[-1]["workload"], "journal: workload")
+    workload = dataclasses.replace(workload, repetitions=wanted or workload.repetitions)
+    taken = [e for e in _all(events, "repetition") if e["index"] < workload.repetitions]
+    repetitions = sorted(taken, key=lambda event: event["index"])
     environment = {
         **begins[0]["environment"],
         "load_average_end": ends[-1]["load_average"] if ends else None,

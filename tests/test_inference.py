@@ -133,6 +133,21 @@ def test_a_complete_journal_needs_no_child(bundle: Path, tmp_path: Path) -> None
     assert len(run.series["decode_seconds"].values) == WORK.repetitions
 
 
+@pytest.mark.parametrize("wanted", [1, WORK.repetitions + 2])
+def test_more_or_fewer_repetitions_keep_those_that_were_taken(
+    wanted: int, bundle: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run.json"
+    log = _leave_journal(bundle, output, WORK)
+    taken = [e["prefill_seconds"] for e in journal.read(log) if e["event"] == "repetition"]
+    listener = Listener()
+    run = inference.profile(bundle, WORK._replace(repetitions=wanted), output, listener)
+    values = run.series["prefill_seconds"].values
+    assert run.workload.repetitions == len(values) == wanted
+    assert values[: len(taken)] == tuple(taken[:wanted])
+    assert listener.count("repetition") == max(0, wanted - len(taken))
+
+
 def test_a_journal_of_something_else_is_started_anew(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ def profile(
         paths = bundle.absolute(), log.absolute()
         work = job.Job(*paths, workload, missing, KIND, allow_inexact)
         _run_child(work, progress)
-    run = assemble(journal.read(log), device, document)
+    run = assemble(journal.read(log), device, document, workload.repetitions)
     save(run, output, force)
     log.unlink()
     return run
@@ -92,6 +92,7 @@ def _missing(
             log.unlink()
             return everything
     done = {event["index"] for event in events if event["event"] == "repetition"}
+    done &= set(everything)  # more or fewer may be wanted now than were then
     missing = tuple(index for index in everything if index not in done)
     text = f"resuming: {len(done)} of {len(everything)} repetitions are there already"
     progress({"event": "note", "text": text, "done": len(done)})
@@ -110,7 +111,8 @@ def _other(
     for begin in begins:
         if begin["bundle_sha256"] != digest:
             return "the interrupted run was of another bundle"
-        if begin["workload"] != workload._asdict() or begin["allow_inexact"] != allow_inexact:
+        taken = {**begin["workload"], "repetitions": workload.repetitions}
+        if taken != workload._asdict() or begin["allow_inexact"] != allow_inexact:
             return "the interrupted run had another workload"
         there = environment.identity(begin["environment"])
         changed = [name for name in here if here[name] != there[name]]
