@@ -35,6 +35,10 @@ class Size:
     length: int
 
 
+# Of a text, for golden prompts and for the noise that they are judged by.
+PROMPTS = Size(windows=64, length=128)
+
+
 @dataclass(frozen=True)
 class Text:
     """Documents, and where they came from. ``note`` says why it is not what one would expect."""
@@ -54,6 +58,11 @@ class Calibration:
 
     text: Text
     tokens: Tensor
+
+    @property
+    def prompts(self) -> Tensor:
+        """The windows' beginnings, int64: as many and as long as ``PROMPTS`` says, at most."""
+        return self.tokens[: PROMPTS.windows, : PROMPTS.length]
 
     def as_json(self) -> dict[str, Any]:
         windows, length = self.tokens.shape

@@ -19,7 +19,7 @@ from slmq_edge import __version__
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.errors import Damaged
-from slmq_edge.files import describe, new_folder
+from slmq_edge.files import CHECKPOINT_FILE, describe, new_folder
 from slmq_edge.models import TOKENIZER_FILES, check_tensors, load_tensors
 from slmq_edge.packing import pack4, unpack4
 from slmq_edge.runner.manifest import read_manifest, verify
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = "slmq-edge-checkpoint"
 VERSION = 1
-MANIFEST = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 PROMPTS = "golden.prompts"
@@ -131,7 +130,9 @@ def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, A
             "cost": checkpoint.cost,
             "files": describe(folder),
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        (folder / CHECKPOINT_FILE).write_text(
+            json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
+        )
     return manifest
 
 
@@ -141,14 +142,16 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         NotFound, Damaged: not a checkpoint; a file missing, truncated or changed, by name.
     """
-    manifest = read_manifest(folder, MANIFEST, FORMAT, VERSION)
+    manifest = read_manifest(folder, CHECKPOINT_FILE, FORMAT, VERSION)
     try:
         if WEIGHTS not in manifest["files"]:
             raise KeyError(WEIGHTS)
         verify(folder, manifest["files"])
         return _assembled(folder, manifest, load_tensors(folder / WEIGHTS))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"{folder / MANIFEST} does not describe a checkpoint: {error}") from error
+        raise Damaged(
+            f"{folder / CHECKPOINT_FILE} does not describe a checkpoint: {error}"
+        ) from error
 
 
 def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tensor]) -> Checkpoint:
@@ -185,7 +188,7 @@ _PLAIN = ("method", "settings", "source", "calibration", "cost")
 
 
 def is_checkpoint(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+    return (folder / CHECKPOINT_FILE).is_file()
 
 
 def extras_of(folder: Path) -> dict[str, bytes]:

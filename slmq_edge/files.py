@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slmq_edge.errors import NotFound, SlmqError, UsageError, did_you_mean
-from slmq_edge.runner.manifest import sha256
+from slmq_edge.runner.manifest import BUNDLE_FILE, sha256
 
-# A folder that holds one of these was written by us, and --force may replace it.
-OUR_MANIFESTS = ("checkpoint.json", "bundle.json")
+CHECKPOINT_FILE = "checkpoint.json"
+# A folder that holds one of these was written by us, and --force may replace it: its manifest ->
+# what it is, for whoever gives it where a model is wanted.
+OURS = {
+    CHECKPOINT_FILE: "a checkpoint, quantized already: export it",
+    BUNDLE_FILE: "a bundle, exported already: profile it",
+}
 
 
 def check_output(path: Path, force: bool, *, folder: bool = False) -> None:
@@ -125,7 +130,7 @@ def check_not_input(output: Path, source: Path) -> None:
 
 
 def _replaceable(folder: Path) -> bool:
-    ours = any((folder / name).is_file() for name in OUR_MANIFESTS)
+    ours = any((folder / name).is_file() for name in OURS)
     return ours or not any(folder.iterdir())
 
 

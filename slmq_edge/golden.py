@@ -16,13 +16,12 @@ from torch import Tensor
 
 from slmq_edge import models
 from slmq_edge.builtin import world
-from slmq_edge.calibration import Size, Text, cut
+from slmq_edge.calibration import PROMPTS, Size, Text, cut
 from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.quantize import PROMPTS as SIZE
 from slmq_edge.simulation import Simulation, token_log_probabilities
 
 FILE = "golden.npz"
-PROMPTS, GREEDY_TOKENS, TOP = 4, 16, 64
+CHECKED, GREEDY_TOKENS, TOP = 4, 16, 64
 # Promise 2: the artifact's distance from its simulation, where the simulation itself is steadier
 # than that. A small model may not be: then four times its own noise is the limit.
 KL_LIMIT = 1e-4
@@ -30,7 +29,7 @@ PERPLEXITY_LIMIT = 1e-3
 NOISE_FACTOR = 4
 # The noise is taken over as many tokens as this many multiply-adds allow: seconds, on any model.
 NOISE_MACS = 1.5e10
-MOST_NOISE_TOKENS = SIZE.windows * SIZE.length
+MOST_NOISE_TOKENS = PROMPTS.windows * PROMPTS.length
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Noise:
     A single flipped rounding moves a logit by far more than float32's own precision (ONNXRUNTIME
     7), and all that follows in its text with it; so this, and no constant, is what an artifact can
     be held to. logit: the largest difference of one. kl, log_perplexity: the largest mean, over the
-    second halves of ``PROMPTS`` texts (the fewest positions that a check scores), of the KL
+    second halves of ``CHECKED`` prompts (the fewest positions that a check scores), of the KL
     divergence and of the log-probabilities' difference, in nats.
     """
 
@@ -75,11 +74,11 @@ def record(checkpoint: Checkpoint, tokenizer: Any | None) -> Golden:
     was none, from English sentences that the built-in world makes for evaluation; and without a
     tokenizer they are token ids drawn evenly from the vocabulary.
     """
-    length = min(SIZE.length, checkpoint.anatomy.max_positions // 2)
+    length = min(PROMPTS.length, checkpoint.anatomy.max_positions // 2)
     windows = _windows(checkpoint, tokenizer, length)
     simulation = Simulation(checkpoint)
     noise = measure_noise(checkpoint, simulation, windows)
-    prompts = windows[:PROMPTS]
+    prompts = windows[:CHECKED]
     out = simulation.logits(prompts)
     greedy, greedy_margins = _greedy(simulation, prompts)
     top = torch.log_softmax(out.double(), -1).topk(min(TOP, out.shape[-1]), dim=-1)
@@ -109,8 +108,8 @@ def measure_noise(checkpoint: Checkpoint, simulation: Simulation, windows: Tenso
     exact = Simulation(checkpoint, torch.float64)
     half = windows.shape[1] // 2
     largest, divergence, difference = 0.0, 0.0, 0.0
-    for start in range(0, len(windows), PROMPTS):
-        window = windows[start : start + PROMPTS]
+    for start in range(0, len(windows), CHECKED):
+        window = windows[start : start + CHECKED]
         reference = exact.logits(window)
         out = simulation.logits(window).double()
         largest = max(largest, (out - reference).abs().max().item())
@@ -132,14 +131,14 @@ def _windows(checkpoint: Checkpoint, tokenizer: Any | None, length: int) -> Tens
     shape = checkpoint.anatomy
     macs = shape.linear_macs_per_token + shape.head_macs_per_token
     affordable = min(MOST_NOISE_TOKENS, math.ceil(NOISE_MACS / macs))
-    count = max(PROMPTS, affordable // length)
+    count = max(CHECKED, affordable // length)
     if checkpoint.prompts is not None:
         return checkpoint.prompts[:count, :length]
     if tokenizer is None:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, shape.vocab, (count, length), generator=generator)
     text = Text("golden prompts", tuple(world.heldout_documents()))
-    return cut(text, tokenizer, Size(count, length), fewest=PROMPTS).tokens
+    return cut(text, tokenizer, Size(count, length), fewest=CHECKED).tokens
 
 
 def _margins(out: Tensor) -> Tensor:

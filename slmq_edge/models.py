@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from slmq_edge import builtin
 from slmq_edge.anatomy import HEAD, Anatomy
 from slmq_edge.errors import Damaged, MissingExtra, NotFound, Unsupported, UsageError, did_you_mean
+from slmq_edge.files import OURS
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +34,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "generation_config.json",
 )
-# What a folder of ours is, if it is given where a model is wanted.
-OURS = {
-    "checkpoint.json": "a checkpoint, quantized already: export it",
-    "bundle.json": "a bundle, exported already: profile it",
-}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -16,9 +16,6 @@ from slmq_edge.errors import Damaged, UsageError, did_you_mean
 from slmq_edge.quantization import Method, Progress, method
 from slmq_edge.scheme import Scheme, require_integer
 
-# Of the calibration text, for golden prompts and for the noise they are judged by.
-PROMPTS = calibrations.Size(windows=64, length=128)
-
 if TYPE_CHECKING:
     from slmq_edge.calibration import Calibration, Text
     from slmq_edge.checkpoint import Checkpoint
@@ -107,7 +104,7 @@ def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Ch
         calibration=calibration.as_json() if calibration else None,
         cost=meter.read(),
         extras=extras_of(source.folder),
-        prompts=calibration.tokens[: PROMPTS.windows, : PROMPTS.length] if calibration else None,
+        prompts=calibration.prompts if calibration else None,
     )
 
 
@@ -115,7 +112,7 @@ def _calibration(chosen: Method, planned: Plan) -> Calibration | None:
     """Windows of the text, for the method and for golden prompts; ``None`` without a text."""
     if planned.text is None:
         return None
-    request, asked = planned.request, chosen.CALIBRATION or PROMPTS
+    request, asked = planned.request, chosen.CALIBRATION or calibrations.PROMPTS
     size = calibrations.Size(
         windows=request.windows or asked.windows,
         length=min(request.length or asked.length, planned.anatomy.max_positions),

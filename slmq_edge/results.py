@@ -21,11 +21,10 @@ from typing import Any
 from slmq_edge.caveats import Caveat, Evidence, doubts
 from slmq_edge.errors import Damaged, NotFound, Unsupported
 from slmq_edge.files import write_text_atomically
-from slmq_edge.runner.manifest import described
+from slmq_edge.runner.manifest import GRAPH, described
 
 FORMAT = "slmq-edge-run"
 VERSION = 1
-GRAPH = "ort/model.onnx"  # its external data has the same name and more
 ORIGINS = ("measured", "projected", "published")
 
 Memory = Mapping[str, Mapping[str, int | None]]
@@ -303,6 +302,7 @@ def artifact_of(bundle: Mapping[str, Any], sha256: str, kv_bytes_per_token: int)
     sizes = [decode(int, files[name].get("bytes"), f"bundle.json: {name}") for name in files]
     known = described(bundle) | {
         "model": _model_name(bundle.get("model")),
+        # The graph's external data has the graph's name and more.
         "weights_bytes": sum(
             size for name, size in zip(files, sizes, strict=True) if name.startswith(GRAPH)
         ),

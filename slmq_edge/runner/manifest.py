@@ -24,7 +24,6 @@ BUNDLE_VERSION = 1
 # A bundle's graph, its weights beside it, and the probe of its integer kernel.
 GRAPH_FOLDER = "ort"
 GRAPH = f"{GRAPH_FOLDER}/model.onnx"
-WEIGHTS = f"{GRAPH}.data"
 PROBE = f"{GRAPH_FOLDER}/probe.onnx"
 
 BLOCK_BYTES = 1 << 20
