@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.packing import pack4
-from slmq_edge.quantization.rounding import SMALLEST_ABSMAX
+from slmq_edge.quantization.rounding import SMALLEST_RANGE
 from slmq_edge.scheme import Grid
 
 ZERO_POINT = 128
@@ -46,7 +46,7 @@ def quantize(
     magnitude = build.op("Abs", x, name=f"{name}.abs")
     axis = build.constant([-1], np.int64)
     absmax = build.op("ReduceMax", magnitude, axis, name=f"{name}.absmax", keepdims=1)
-    floor = build.constant(SMALLEST_ABSMAX, np.float32)
+    floor = build.constant(SMALLEST_RANGE, np.float32)
     clamped = build.op("Max", absmax, floor, name=f"{name}.clamped")
     top = build.constant(grid.top, np.float32)
     scale = build.op("Div", clamped, top, name=f"{name}.scale")
@@ -97,7 +97,7 @@ def stack(weights: Sequence[IntegerWeight]) -> IntegerWeight:
     """Several weights of one grid as one: the rows of all, [sum of out, in]."""
     integers = torch.cat([weight.integers for weight in weights])
     scale = torch.cat([weight.scale for weight in weights])
-    return IntegerWeight(integers, scale, weights[0].grid)
+    return IntegerWeight(integers, scale, None, weights[0].grid)
 
 
 def zero_point(weight: IntegerWeight) -> int:
@@ -119,7 +119,7 @@ def integer_linear(
         x.integers,
         stored,
         build.constant(1.0, np.float32),
-        build.weight(weight.scale.numpy(), f"{name}.scale"),
+        build.weight(weight.scale[:, 0].numpy(), f"{name}.scale"),
         build.constant(ZERO_POINT, np.uint8),
         build.constant(zero_point(weight), np.uint8),
         name=f"{name}.matmul",

@@ -17,12 +17,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from slmq_edge import anatomy as names
-from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
+from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy, Online
 from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import linears
 from slmq_edge.exporters.attention import Attention, Cache, is_fused
 from slmq_edge.exporters.graph import IR_VERSION, MICROSOFT, OPSET, Builder
 from slmq_edge.exporters.linears import Quantized
+from slmq_edge.scheme import Grid, Scheme
 
 MINIMUM_VERSION = "1.19"
 KEEP_ALL = 2**31 - 1
@@ -54,8 +56,22 @@ def context_length(shape: Anatomy) -> int:
     return min(shape.max_positions, LONGEST_ROTARY_TABLE)
 
 
+def check(scheme: Scheme, online: Online) -> None:
+    """Refuse what this flavour cannot express.
+
+    Raises:
+        Unsupported: names the part and what to do.
+    """
+    plain = (None, Grid(4, "channel"), Grid(8, "channel"))
+    if scheme.weights not in plain or scheme.activations not in (None, Grid(8, "token")):
+        raise Unsupported(f"target ort cannot express {scheme.weights} x {scheme.activations} yet")
+    if (scheme.weights is None) != (scheme.activations is None) or scheme.kv or online.down:
+        raise Unsupported(f"target ort cannot express scheme {scheme.name} with these options yet")
+
+
 def write(checkpoint: Checkpoint) -> tuple[ir.Model, Lowering]:
     """The graph of a checkpoint, and the report of how it was lowered."""
+    check(checkpoint.scheme, checkpoint.online)
     writer = _Writer(checkpoint)
     return writer.model(), lowering(writer.multiplications, checkpoint.anatomy)
 
@@ -221,7 +237,7 @@ class _Writer:
         """Rows of an 8-bit table, as floats."""
         build, flat = self.build, self._tokens
         table = self.checkpoint.integers[names.EMBED]
-        scales = build.weight(table.scale.numpy(), "embed.scale")
+        scales = build.weight(table.scale[:, 0].numpy(), "embed.scale")
         shifted = build.op("Cast", stored, name="embed.cast", to=ir.DataType.FLOAT)
         zero = build.constant(linears.ZERO_POINT, np.float32)
         integers = build.op("Sub", shifted, zero, name="embed.integers")

@@ -62,6 +62,21 @@ class Family:
         return (*self.always, *(name for names in flagged for name in names))
 
 
+@dataclass(frozen=True)
+class Online:
+    """Hadamard rotations that are taken while the model runs (METHODS 3.1).
+
+    keys: of queries and keys, head by head, after rotary embedding (R3). down: of down_proj's
+    input (R4), whose inverse is merged into the weight.
+    """
+
+    keys: bool = False
+    down: bool = False
+
+
+NOTHING_ONLINE = Online()
+
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(by_flag={"attention_bias": (*QKV, O), "mlp_bias": (*GATE_UP, DOWN)}),
     "qwen2": Family(always=QKV),
@@ -175,6 +190,10 @@ class Anatomy:
     def block(self, layer: int, name: str) -> str:
         """Full name of a part of one block, for instance ``model.layers.3.mlp.up_proj``."""
         return f"model.layers.{layer}.{name}"
+
+    def blocks(self, layer: int, parts: tuple[str, ...]) -> tuple[str, ...]:
+        """Full names of several parts of one block."""
+        return tuple(self.block(layer, name) for name in parts)
 
     def shape(self, linear: str) -> tuple[int, int]:
         """(out, in) of a linear, by its name within a block, or of the head."""

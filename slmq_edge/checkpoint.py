@@ -1,23 +1,27 @@
 """Checkpoint: a quantized model on disk.
 
 weights.safetensors   NAME.weight integers (int8 [out, in], or 4-bit packed uint8), NAME.scale
-                      float32 [out]; everything that stays float as float32
-checkpoint.json       format, version, anatomy, scheme, method and its settings, calibration,
-                      source, cost, and the sha256 of every file
+                      float32 [out, groups], NAME.zero int16 likewise where the grid is asymmetric;
+                      NAME.input_scale and NAME.input_zero [1] of static activations; everything
+                      that stays float as float32
+checkpoint.json       format, version, anatomy, scheme, method and its settings, online rotations,
+                      calibration, source, cost, notes, and the sha256 of every file
+recipe.toml           the same choices as words of the command line: --config makes it again
 tokenizer.json ...    as the source had them
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmq_edge import __version__
 from slmq_edge import anatomy as names
-from slmq_edge.anatomy import Anatomy
+from slmq_edge.anatomy import NOTHING_ONLINE, Anatomy, Online
 from slmq_edge.errors import Damaged
 from slmq_edge.files import CHECKPOINT_FILE, describe, new_folder
 from slmq_edge.models import TOKENIZER_FILES, check_tensors, load_tensors
@@ -29,27 +33,69 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slmq_edge.decoder import Decoder
+    from slmq_edge.quantization.rounding import Rounded, Steps
 
 FORMAT = "slmq-edge-checkpoint"
-VERSION = 1
+VERSION = 2
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
+RECIPE = "recipe.toml"
 PROMPTS = "golden.prompts"
 ROTATIONS = (f"{names.EMBED_ROTATION}.weight", f"{names.HEAD_ROTATION}.weight")
 
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """integers int8 [out, in] within the grid, scale float32 [out]: weight = integers * scale."""
+    """A rounded weight: (integers - zero) * scale, group by group.
+
+    integers: int8 [out, in], levels of the grid. scale: float32 [out, groups]. zero: int16
+    [out, groups], ``None`` on a symmetric grid.
+    """
 
     integers: Tensor
     scale: Tensor
+    zero: Tensor | None
     grid: Grid
+
+    @staticmethod
+    def of(rounded: Rounded, grid: Grid) -> IntegerWeight:
+        """What ``rounding`` found, as it is stored."""
+        import torch
+
+        zero = rounded.steps.zero
+        return IntegerWeight(
+            rounded.integers.detach().to("cpu", torch.int8),
+            rounded.steps.scale.detach().to("cpu", torch.float32),
+            None if zero is None else zero.detach().to("cpu", torch.int16),
+            grid,
+        )
+
+    @property
+    def centred(self) -> Tensor:
+        """integers - zero, int16 [out, in]."""
+        import torch
+
+        from slmq_edge.quantization.rounding import spread
+
+        integers = self.integers.to(torch.int16)
+        return integers if self.zero is None else integers - spread(self.zero, integers, self.grid)
 
     @property
     def dequantized(self) -> Tensor:
         """float32 [out, in]."""
-        return self.integers.to(self.scale.dtype) * self.scale[:, None]
+        from slmq_edge.quantization.rounding import spread
+
+        return self.centred.to(self.scale.dtype) * spread(self.scale, self.integers, self.grid)
+
+    @property
+    def row_sums(self) -> Tensor:
+        """Sum over in of the weight, float32 [out]: what one unit of an input's zero point adds."""
+        import torch
+
+        centred = self.centred.to(torch.float64)
+        pieces = torch.split(centred, self.grid.group or centred.shape[1], dim=1)
+        sums = torch.stack([piece.sum(1) for piece in pieces], dim=1).to(self.scale.dtype)
+        return (sums * self.scale).sum(1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +103,9 @@ class Checkpoint:
     """A quantized model in memory.
 
     integers: full name of linear (or of the tied table) -> its integer weight. tensors: all that
-    stays float32, by tensor name. extras: files that travel along unchanged, by name. prompts:
+    stays float32, by tensor name. inputs: of static activations, full name of the first linear that
+    reads them -> scale and zero point [1]. online: rotations left for run time. notes: what the
+    method had to say, a line each. extras: files that travel along unchanged, by name. prompts:
     int64 [windows, length] of the calibration text, for golden prompts.
     """
 
@@ -72,6 +120,9 @@ class Checkpoint:
     cost: dict[str, Any]
     extras: dict[str, bytes]
     prompts: Tensor | None = None
+    online: Online = NOTHING_ONLINE
+    inputs: dict[str, Steps] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def integer_weight(self, linear: str) -> IntegerWeight | None:
         """The integers a linear multiplies by, or ``None`` where it multiplies floats."""
@@ -80,27 +131,35 @@ class Checkpoint:
         return self.integers.get(linear)
 
 
-def round_weights(
+def round_rest(
     model: Decoder, scheme: Scheme
 ) -> tuple[dict[str, IntegerWeight], dict[str, Tensor]]:
-    """Round a prepared model to nearest: its integer weights, and the tensors that stay float32."""
+    """Round table and head to nearest where the scheme says so; all else but the linears is float.
+
+    Returns their integers by name, and the tensors that stay float32.
+    """
     import torch
 
     from slmq_edge.quantization.rounding import quantize
 
-    grids: dict[str, Grid | None] = dict.fromkeys(model.anatomy.linears(), scheme.weights)
-    grids[names.EMBED if model.anatomy.tied else names.HEAD] = scheme.head
+    tied = model.anatomy.tied
+    grids = {names.EMBED: scheme.table(tied), names.HEAD: scheme.lm_head(tied)}
+    if scheme.weights is not None:
+        rounded_already = {f"{linear}.weight" for linear in model.anatomy.linears()}
+    else:
+        rounded_already = set()
     integers: dict[str, IntegerWeight] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.weights.items():
+        if name in rounded_already:
+            continue
         value = tensor.detach().to("cpu", torch.float32)
         linear, _, kind = name.rpartition(".")
         grid = grids.get(linear) if kind == "weight" else None
         if grid is None:
             tensors[name] = value.contiguous()
         else:
-            rounded, scale = quantize(value, grid)
-            integers[linear] = IntegerWeight(rounded.to(torch.int8), scale[:, 0], grid)
+            integers[linear] = IntegerWeight.of(quantize(value, grid), grid)
     return integers, tensors
 
 
@@ -120,11 +179,17 @@ def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, A
             "anatomy": checkpoint.anatomy.as_json(),
             "scheme": checkpoint.scheme.as_json(),
             "integers": {
-                name: {"bits": weight.grid.bits, "shape": list(weight.integers.shape)}
+                name: {
+                    "grid": dataclasses.asdict(weight.grid),
+                    "shape": list(weight.integers.shape),
+                }
                 for name, weight in checkpoint.integers.items()
             },
             "method": checkpoint.method,
             "settings": checkpoint.settings,
+            "online": dataclasses.asdict(checkpoint.online),
+            "static_inputs": list(checkpoint.inputs),
+            "notes": list(checkpoint.notes),
             "source": checkpoint.source,
             "calibration": checkpoint.calibration,
             "cost": checkpoint.cost,
@@ -161,7 +226,9 @@ def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tens
     integers = {
         name: _integer_weight(stored, name, **entry) for name, entry in manifest["integers"].items()
     }
-    taken = {f"{name}.{kind}" for name in integers for kind in ("weight", "scale")}
+    inputs = {name: _input_steps(stored, name) for name in manifest["static_inputs"]}
+    taken = {f"{name}.{kind}" for name in integers for kind in ("weight", "scale", "zero")}
+    taken |= {f"{name}.{kind}" for name in inputs for kind in ("input_scale", "input_zero")}
     tensors = {name: t for name, t in stored.items() if name not in taken}
     found = {f"{name}.weight": tuple(w.integers.shape) for name, w in integers.items()}
     found |= {name: tuple(t.shape) for name, t in tensors.items() if name not in ROTATIONS}
@@ -180,6 +247,9 @@ def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tens
             if name in manifest["files"]
         },
         prompts=prompts,
+        online=Online(**manifest["online"]),
+        inputs=inputs,
+        notes=tuple(manifest["notes"]),
         **{key: manifest[key] for key in _PLAIN},
     )
 
@@ -210,18 +280,33 @@ def _stored(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
             values = torch.from_numpy(pack4(nibbles))
         stored[f"{name}.weight"] = values.contiguous()
         stored[f"{name}.scale"] = weight.scale.contiguous()
+        if weight.zero is not None:
+            stored[f"{name}.zero"] = weight.zero.contiguous()
+    for name, steps in checkpoint.inputs.items():
+        stored[f"{name}.input_scale"] = steps.scale.contiguous()
+        if steps.zero is not None:
+            stored[f"{name}.input_zero"] = steps.zero.contiguous()
     return stored
 
 
 def _integer_weight(
-    stored: Mapping[str, Tensor], name: str, bits: int, shape: list[int]
+    stored: Mapping[str, Tensor], name: str, grid: dict[str, Any], shape: list[int]
 ) -> IntegerWeight:
     import torch
 
+    found = Grid(**grid)
     values, scale = stored[f"{name}.weight"], stored[f"{name}.scale"]
-    if scale.shape != (shape[0],):
-        raise ValueError(f"{name}.scale has shape {tuple(scale.shape)}")
-    if bits == 4:
+    zero = None if found.symmetric else stored[f"{name}.zero"]
+    for kind, tensor in (("scale", scale), ("zero", zero)):
+        if tensor is not None and tensor.shape != (shape[0], found.groups(shape[1])):
+            raise ValueError(f"{name}.{kind} has shape {tuple(tensor.shape)}")
+    if found.bits == 4:
         nibbles = unpack4(values.numpy(), tuple(shape))
         values = torch.from_numpy(nibbles.astype("int8") - 8)
-    return IntegerWeight(values, scale, Grid(bits, "channel"))
+    return IntegerWeight(values, scale, zero, found)
+
+
+def _input_steps(stored: Mapping[str, Tensor], name: str) -> Steps:
+    from slmq_edge.quantization.rounding import Steps
+
+    return Steps(stored[f"{name}.input_scale"], stored.get(f"{name}.input_zero"))

@@ -2,11 +2,13 @@
 
 One forward pass serves everything: full precision, calibration, the learning of rotations and the
 simulation of a quantized model differ only in ``project``, the function that multiplies by the
-linears. Names and mathematics are those of ``slmq_edge.anatomy``.
+linears, and in ``operands``, what attention is given. Names and mathematics are those of
+``slmq_edge.anatomy``. A block is also here in its stages, for methods that stop between them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,10 +17,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from slmq_edge import anatomy as names
-from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
+from slmq_edge.anatomy import (
+    ATTENTION_FEED,
+    GATE_UP,
+    MLP_FEED,
+    NOTHING_ONLINE,
+    QKV,
+    Anatomy,
+    Online,
+)
+from slmq_edge.quantization.hadamard import rotate_last
 
 # (inputs [..., in], full names of linears that share them) -> one output [..., out] for each
 Project = Callable[[Tensor, tuple[str, ...]], tuple[Tensor, ...]]
+# Queries, keys, values [batch, heads, length, head_dim], as attention multiplies them.
+Operands = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def untouched(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention's operands in float: the plain ``Operands``."""
+    return query, key, value
 
 
 @dataclass(frozen=True)
@@ -31,10 +49,11 @@ class Decoder:
 
     anatomy: Anatomy
     weights: dict[str, Tensor]
+    online: Online = NOTHING_ONLINE
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Decoder:
         moved = {name: t.to(dtype=dtype, device=device) for name, t in self.weights.items()}
-        return Decoder(self.anatomy, moved)
+        return dataclasses.replace(self, weights=moved)
 
     def linear(self, inputs: Tensor, name: str) -> Tensor:
         """``inputs`` [..., in] times the named weight [out, in], plus its bias if it has one."""
@@ -48,23 +67,62 @@ class Decoder:
         return tuple(self.linear(inputs, name) for name in linears)
 
 
-def logits(model: Decoder, tokens: Tensor, project: Project | None = None) -> Tensor:
+def logits(
+    model: Decoder, tokens: Tensor, project: Project | None = None, operands: Operands = untouched
+) -> Tensor:
     """Logits [batch, length, vocab] of ``tokens`` int64 [batch, length]."""
     project = project or model.project
-    (out,) = project(hidden_states(model, tokens, project), (names.HEAD,))
+    (out,) = project(hidden_states(model, tokens, project, operands), (names.HEAD,))
     return out
 
 
-def hidden_states(model: Decoder, tokens: Tensor, project: Project | None = None) -> Tensor:
+def hidden_states(
+    model: Decoder, tokens: Tensor, project: Project | None = None, operands: Operands = untouched
+) -> Tensor:
     """What the lm_head reads, [batch, length, hidden]."""
-    project = project or model.project
-    shape, weights = model.anatomy, model.weights
-    stream = functional.embedding(tokens, weights[f"{names.EMBED}.weight"])
-    stream = _rotate(model, stream, names.EMBED_ROTATION)
-    rotary = rotary_table(shape, tokens.shape[1], stream.dtype, stream.device)
-    for layer in range(shape.layers):
-        stream = _block(model, layer, stream, rotary, project)
-    return _rotate(model, _norm(model, stream, names.NORM), names.HEAD_ROTATION)
+    stream = embed(model, tokens)
+    rotary = rotary_table(model.anatomy, tokens.shape[1], stream.dtype, stream.device)
+    for layer in range(model.anatomy.layers):
+        stream = block(model, layer, stream, rotary, project, operands)
+    return head_input(model, stream)
+
+
+def embed(model: Decoder, tokens: Tensor) -> Tensor:
+    """The stream before the first block, [batch, length, hidden]."""
+    stream = functional.embedding(tokens, model.weights[f"{names.EMBED}.weight"])
+    return _rotate(model, stream, names.EMBED_ROTATION)
+
+
+def head_input(model: Decoder, stream: Tensor) -> Tensor:
+    """What the lm_head reads of the stream behind the last block."""
+    return _rotate(model, norm(model, stream, names.NORM), names.HEAD_ROTATION)
+
+
+def block(
+    model: Decoder,
+    layer: int,
+    stream: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    project: Project | None = None,
+    operands: Operands = untouched,
+) -> Tensor:
+    """One block: the stream [batch, length, hidden] before it -> behind it."""
+    shape, project = model.anatomy, project or model.project
+    normed = norm(model, stream, shape.block(layer, ATTENTION_FEED.norm))
+    query, key, value = project(normed, shape.blocks(layer, QKV))
+    mixed = attention(model, query, key, value, rotary, operands)
+    (out,) = project(mixed, shape.blocks(layer, (names.O,)))
+    stream = stream + out
+    normed = norm(model, stream, shape.block(layer, MLP_FEED.norm))
+    gate, up = project(normed, shape.blocks(layer, GATE_UP))
+    (out,) = project(activated(model, gate, up), shape.blocks(layer, (names.DOWN,)))
+    return stream + out
+
+
+def activated(model: Decoder, gate: Tensor, up: Tensor) -> Tensor:
+    """What down_proj reads: silu(gate) * up, rotated by R4 where the model has it."""
+    product = functional.silu(gate) * up
+    return rotate_last(product) if model.online.down else product
 
 
 def rotary_table(
@@ -79,32 +137,16 @@ def rotary_table(
     return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
 
-def _block(
+def attention(
     model: Decoder,
-    layer: int,
-    stream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     rotary: tuple[Tensor, Tensor],
-    project: Project,
+    operands: Operands = untouched,
 ) -> Tensor:
+    """What o_proj reads [batch, length, query_width], from what q, k and v put out."""
     shape = model.anatomy
-
-    def full(*linears: str) -> tuple[str, ...]:
-        return tuple(shape.block(layer, name) for name in linears)
-
-    normed = _norm(model, stream, *full(ATTENTION_FEED.norm))
-    query, key, value = project(normed, full(*QKV))
-    mixed = _attention(shape, query, key, value, rotary)
-    (out,) = project(mixed, full(names.O))
-    stream = stream + out
-    normed = _norm(model, stream, *full(MLP_FEED.norm))
-    gate, up = project(normed, full(*GATE_UP))
-    (out,) = project(functional.silu(gate) * up, full(names.DOWN))
-    return stream + out
-
-
-def _attention(
-    shape: Anatomy, query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor]
-) -> Tensor:
     batch, length, _ = query.shape
 
     def heads(x: Tensor, count: int) -> Tensor:
@@ -112,8 +154,11 @@ def _attention(
 
     query = _turn(heads(query, shape.heads), rotary)
     key = _turn(heads(key, shape.kv_heads), rotary)
+    if model.online.keys:
+        query, key = rotate_last(query), rotate_last(key)
+    query, key, value = operands(query, key, heads(value, shape.kv_heads))
     mixed = functional.scaled_dot_product_attention(
-        query, key, heads(value, shape.kv_heads), is_causal=True, enable_gqa=True
+        query, key, value, is_causal=True, enable_gqa=True
     )
     return mixed.transpose(1, 2).reshape(batch, length, shape.query_width)
 
@@ -125,7 +170,8 @@ def _turn(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
-def _norm(model: Decoder, x: Tensor, name: str) -> Tensor:
+def norm(model: Decoder, x: Tensor, name: str) -> Tensor:
+    """RMSNorm of the stream, by the named norm's gain."""
     gain = model.weights[f"{name}.weight"]
     return functional.rms_norm(x, gain.shape, gain, model.anatomy.norm_eps)
 

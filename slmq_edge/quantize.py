@@ -13,13 +13,14 @@ from slmq_edge import calibration as calibrations
 from slmq_edge import models
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.errors import Damaged, UsageError, did_you_mean
-from slmq_edge.quantization import Method, Progress, method
-from slmq_edge.scheme import Scheme, require_integer
+from slmq_edge.quantization import Method, Progress, Task, method
+from slmq_edge.scheme import Scheme, require_weights
 
 if TYPE_CHECKING:
     from slmq_edge.calibration import Calibration, Text
     from slmq_edge.checkpoint import Checkpoint
     from slmq_edge.models import Source
+    from slmq_edge.quantization.rounding import Steps
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def plan(model: str, request: Request, note: Callable[[str], None] = lambda _: N
     chosen = method(request.method)
     settings = _settings(chosen, request)
     if request.method != "none":
-        require_integer(request.scheme, request.method)
+        require_weights(request.scheme, request.method)
     device = _device(request.device)
     if chosen.CALIBRATION is None:
         _refuse_sizes_of_nothing(request)
@@ -82,7 +83,8 @@ def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Ch
     """
     import torch
 
-    from slmq_edge.checkpoint import Checkpoint, extras_of, round_weights
+    from slmq_edge.checkpoint import Checkpoint, extras_of, round_rest
+    from slmq_edge.quantization import ranges
 
     request, source = planned.request, planned.source
     chosen = method(request.method)
@@ -90,13 +92,20 @@ def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Ch
     progress(0.0, "reading the model")
     model = models.read(source.folder).to(torch.float32, planned.device)
     calibration = _calibration(chosen, planned)
-    prepared = chosen.prepare(model, calibration, request.scheme, planned.settings, progress)
-    progress(1.0, "rounding")
-    integers, tensors = round_weights(prepared, request.scheme)
+    notes: list[str] = []
+    task = Task(request.scheme, planned.settings, calibration, progress, notes.append)
+    prepared = chosen.prepare(model, task)
+    progress(0.0, "rounding")
+    inputs: dict[str, Steps] = {}
+    if request.scheme.is_static:
+        assert calibration is not None, "plan() sees to it"
+        inputs = ranges.find(prepared.model, calibration.tokens, request.scheme, progress)
+    integers = prepared.round_linears(prepared.model, task)
+    rest, tensors = round_rest(prepared.model, request.scheme)
     return Checkpoint(
         anatomy=planned.anatomy,
         scheme=request.scheme,
-        integers=integers,
+        integers=integers | rest,
         tensors=tensors,
         method=request.method,
         settings=dataclasses.asdict(planned.settings),
@@ -105,6 +114,9 @@ def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Ch
         cost=meter.read(),
         extras=extras_of(source.folder),
         prompts=calibration.prompts if calibration else None,
+        online=prepared.model.online,
+        inputs=inputs,
+        notes=tuple(notes),
     )
 
 

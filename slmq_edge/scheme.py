@@ -1,7 +1,8 @@
 """Schemes: precision as vocabulary, not flags.
 
-A scheme says how the linears of the decoder blocks are stored and multiplied. Embedding, head,
-norms, rotary embedding and attention stay in float unless the scheme says otherwise (METHODS 1.3).
+A scheme says how the linears of the decoder blocks are stored and multiplied, and what else is
+rounded. What it does not name stays in float: norms, rotary embedding, softmax; and embedding, head
+and the operands of attention, unless they have a grid of their own (METHODS 1.3).
 """
 
 from __future__ import annotations
@@ -12,86 +13,162 @@ from typing import Any, Literal
 
 from slmq_edge.errors import Unsupported, UsageError, unknown
 
+Per = Literal["channel", "token", "tensor"]
+Range = Literal["absmax", "percentile", "mse"]
+
 
 @dataclass(frozen=True)
 class Grid:
-    """A symmetric integer grid: levels -(2^(bits-1) - 1) .. 2^(bits-1) - 1, scale absmax / top.
+    """The integers that a tensor may take, and what shares a scale.
 
-    per: ``channel``: one scale per output row of a weight [out, in]; ``token``: one scale per
-    row of an activation [tokens, in], found at run time.
+    bits: 2..8. per: ``channel``: one scale per row of a weight [out, in]; ``token``: one per row of
+    an activation, found at run time; ``tensor``: one for all rows of an activation, found by
+    calibration. group: how many neighbours of the last dimension share a scale, ``None`` for all;
+    the last group may be shorter. symmetric: levels -Q..Q with Q = 2^(bits-1) - 1, zero at 0;
+    otherwise all 2^bits levels and a zero point. lowest: a symmetric grid also has level -Q - 1,
+    which only a clipped range ever reaches. zero: the range of an asymmetric grid holds 0.
     """
 
     bits: int
-    per: Literal["channel", "token"]
+    per: Per
+    symmetric: bool = True
+    group: int | None = None
+    lowest: bool = False
+    zero: bool = True
 
     @property
     def top(self) -> int:
-        """The largest level: 127 for 8 bits, 7 for 4."""
+        """The largest level, Q: 127 for 8 bits, 7 for 4."""
         return int(2 ** (self.bits - 1)) - 1
+
+    @property
+    def bottom(self) -> int:
+        """The smallest level: -Q, or -Q - 1."""
+        return -self.top if self.symmetric and not self.lowest else -self.top - 1
+
+    def groups(self, width: int) -> int:
+        """How many scales a row of ``width`` values has."""
+        return 1 if self.group is None else -(-width // self.group)
+
+    def __str__(self) -> str:
+        shared = "" if self.group is None else f" and group of {self.group}"
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        static = ", static" if self.per == "tensor" else ""
+        return f"int{self.bits} per {self.per}{shared}, {kind}{static}"
 
 
 @dataclass(frozen=True)
 class Scheme:
     """What is rounded to what; ``None`` means float.
 
-    head: the grid of the lm_head, and on a tied model of the lookup table, which is the same.
+    weights, activations: of the blocks' linears and their inputs. head: of the lm_head's weights
+    (its input is rounded like the others). embedding: of the lookup table; on a tied model head and
+    embedding are one tensor, and either names both. kv: of keys, after rotary embedding, and of
+    values, by token and head. query: of queries, likewise. mixed: of o_proj's input, where it is
+    not ``activations``. range: how the ranges of static activations are found.
     """
 
     name: str
     weights: Grid | None
     activations: Grid | None
     head: Grid | None = None
+    embedding: Grid | None = None
+    kv: Grid | None = None
+    query: Grid | None = None
+    mixed: Grid | None = None
+    range: Range = "absmax"
+
+    @property
+    def is_static(self) -> bool:
+        """Whether ranges of activations come from calibration."""
+        return self.activations is not None and self.activations.per == "tensor"
+
+    def table(self, tied: bool) -> Grid | None:
+        """The grid of the lookup table."""
+        return self.embedding or (self.head if tied else None)
+
+    def lm_head(self, tied: bool) -> Grid | None:
+        """The grid of the head's weights."""
+        return self.head or (self.embedding if tied else None)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Scheme:
-        grids = {
-            part: Grid(**value[part]) if value[part] is not None else None
-            for part in ("weights", "activations", "head")
-        }
-        return Scheme(name=value["name"], **grids)
+        grids = {part: Grid(**value[part]) if value[part] is not None else None for part in PARTS}
+        return Scheme(name=value["name"], range=value["range"], **grids)
 
 
-WEIGHTS_8 = Grid(8, "channel")
-WEIGHTS_4 = Grid(4, "channel")
+PARTS = ("weights", "activations", "head", "embedding", "kv", "query", "mixed")
+
+WEIGHTS_8, WEIGHTS_4 = Grid(8, "channel"), Grid(4, "channel")
 TOKENS_8 = Grid(8, "token")
+GROUPS = (32, 64, 128)
+
+
+def _grouped(name: str, activations: Grid | None) -> dict[str, Scheme]:
+    return {
+        f"{name}-g{group}": Scheme(f"{name}-g{group}", Grid(4, "channel", group=group), activations)
+        for group in GROUPS
+    }
+
 
 SCHEMES: dict[str, Scheme] = {
     "w8a8": Scheme("w8a8", WEIGHTS_8, TOKENS_8),
     "w4a8": Scheme("w4a8", WEIGHTS_4, TOKENS_8),
+    **_grouped("w4a8", TOKENS_8),
+    "w8a16": Scheme("w8a16", WEIGHTS_8, None),
+    "w4a16": Scheme("w4a16", WEIGHTS_4, None),
+    **_grouped("w4a16", None),
     "fp32": Scheme("fp32", None, None),
 }
+ALIASES = {"fp": "fp32"}
 
 HEADS: dict[str, Grid | None] = {"float": None, "int8": WEIGHTS_8}
 
 
-def scheme(name: str, head: str = "float") -> Scheme:
-    """Look a scheme up by name, with the lm_head in ``head``'s precision.
+def scheme(name: str, head: str = "float", embedding: str = "float") -> Scheme:
+    """Look a scheme up by name, with lm_head and lookup table in the precisions named.
 
     Raises:
-        UsageError: unknown scheme or head precision, or an integer head on a float scheme.
+        UsageError: unknown scheme or precision, or an integer head on a float scheme.
     """
+    name = ALIASES.get(name, name)
     if name not in SCHEMES:
         raise UsageError(unknown("scheme", name, tuple(SCHEMES)))
-    if head not in HEADS:
-        raise UsageError(unknown("lm_head precision", head, tuple(HEADS)))
-    chosen = dataclasses.replace(SCHEMES[name], head=HEADS[head])
-    if chosen.head is not None and chosen.weights is None:
-        raise UsageError(f"scheme {name} keeps everything in float: it has no int8 lm_head")
-    return chosen
+    for part, precision in (("lm_head", head), ("embedding", embedding)):
+        if precision not in HEADS:
+            raise UsageError(unknown(f"{part} precision", precision, tuple(HEADS)))
+        if HEADS[precision] is not None and SCHEMES[name].weights is None:
+            raise UsageError(f"scheme {name} keeps everything in float: it has no int8 {part}")
+    return dataclasses.replace(SCHEMES[name], head=HEADS[head], embedding=HEADS[embedding])
 
 
-def require_integer(chosen: Scheme, method: str) -> tuple[Grid, Grid]:
-    """The weight and activation grids of an integer scheme.
+def require_weights(chosen: Scheme, method: str) -> Grid:
+    """The weight grid of a scheme that rounds weights.
 
     Raises:
         Unsupported: the scheme is float, for which ``method`` has nothing to do.
     """
-    if chosen.weights is None or chosen.activations is None:
+    if chosen.weights is None:
         raise Unsupported(
             f"method {method} prepares a model for rounding, and {chosen.name} rounds nothing: "
             "use --method none for the full-precision baseline"
         )
-    return chosen.weights, chosen.activations
+    return chosen.weights
+
+
+def require_integer(chosen: Scheme, method: str) -> tuple[Grid, Grid]:
+    """The weight and activation grids of a scheme that rounds both.
+
+    Raises:
+        Unsupported: the scheme leaves weights or activations in float.
+    """
+    weights = require_weights(chosen, method)
+    if chosen.activations is None:
+        raise Unsupported(
+            f"method {method} is about rounding activations, which {chosen.name} leaves in float: "
+            "use --method gptq or omniquant for weights alone"
+        )
+    return weights, chosen.activations

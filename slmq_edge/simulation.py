@@ -1,6 +1,7 @@
 """The simulation: what a quantized model computes, in torch, to the letter of its scheme.
 
-    x_q = round(x / s_x) per token;   y = float(x_q W_q^T) * s_w * s_x + b
+    x_q = round(x / s_x) + z_x              by token, or by tensor with the scale calibrated
+    y = (sum_g float(x_q (W_q - z_w)^T)_g s_w,g - z_x sum(W)) s_x + b           g: groups of inputs
 
 The integer products are exact. Every exporter is held to these numbers: with the same quantized
 input its integers are equal, and its logits differ by no more than float rounding explains.
@@ -12,9 +13,15 @@ import torch
 from torch import Tensor
 
 from slmq_edge import anatomy as names
-from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.decoder import Decoder, logits
-from slmq_edge.quantization.rounding import integer_matmul, quantize
+from slmq_edge.quantization.rounding import (
+    Rounded,
+    Steps,
+    integer_matmul,
+    quantize,
+    to_levels,
+)
 from slmq_edge.scheme import Grid
 
 
@@ -32,35 +39,76 @@ class Simulation:
         if table is not None:
             tensors[f"{names.EMBED}.weight"] = table.dequantized
         self.checkpoint = checkpoint
-        self.model = Decoder(checkpoint.anatomy, tensors).to(dtype, device)
+        model = Decoder(checkpoint.anatomy, tensors, checkpoint.online)
+        self.model = model.to(dtype, device)
         self._dtype, self._device = dtype, device
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [batch, length, vocab] of tokens int64 [batch, length]."""
         with torch.no_grad():
-            return logits(self.model, tokens.to(self._device), self.project)
+            return logits(self.model, tokens.to(self._device), self.project, self.operands)
 
     def project(self, inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         """Quantize the shared input once, multiply integers, scale back."""
-        if self.checkpoint.integer_weight(linears[0]) is None:
+        weights = [self.checkpoint.integer_weight(name) for name in linears]
+        if weights[0] is None:
             return self.model.project(inputs, linears)
-        integers, scale = quantize(inputs, self._activations)
-        return tuple(self._multiply(integers, scale, name) for name in linears)
+        grid = self._input_grid(linears[0])
+        x = None if grid is None else self._round(inputs, grid, linears[0])
+        outputs = []
+        for name, weight in zip(linears, weights, strict=True):
+            assert weight is not None, "linears that share an input share a precision"
+            if x is None or grid is None:
+                out = inputs @ self._float(weight).mT
+            elif grid.group is not None:
+                out = x.values(grid) @ self._float(weight).mT
+            else:
+                out = self._multiply(x, weight)
+            bias = self.model.weights.get(f"{name}.bias")
+            outputs.append(out if bias is None else out + bias)
+        return tuple(outputs)
 
-    @property
-    def _activations(self) -> Grid:
-        grid = self.checkpoint.scheme.activations
-        assert grid is not None, "integer weights only meet integer activations"
-        return grid
+    def operands(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Round what attention multiplies, by token and head, where the scheme says so."""
+        scheme = self.checkpoint.scheme
+        if scheme.query is not None:
+            query = quantize(query, scheme.query).values(scheme.query)
+        if scheme.kv is not None:
+            key, value = (quantize(x, scheme.kv).values(scheme.kv) for x in (key, value))
+        return query, key, value
 
-    def _multiply(self, integers: Tensor, scale: Tensor, linear: str) -> Tensor:
-        weight = self.checkpoint.integer_weight(linear)
-        assert weight is not None, "linears that share an input share a precision"
-        values = weight.integers.to(self._device, self._dtype)
-        products = integer_matmul(integers, values).to(self._dtype)
-        scaled = products * weight.scale.to(self._device, self._dtype) * scale
-        bias = self.model.weights.get(f"{linear}.bias")
-        return scaled if bias is None else scaled + bias
+    def _input_grid(self, linear: str) -> Grid | None:
+        scheme = self.checkpoint.scheme
+        is_mixed = linear.endswith(names.O) and scheme.mixed is not None
+        return scheme.mixed if is_mixed else scheme.activations
+
+    def _round(self, inputs: Tensor, grid: Grid, linear: str) -> Rounded:
+        if grid.per == "token":
+            return quantize(inputs, grid)
+        stored = self.checkpoint.inputs[linear]
+        scale, zero = stored.scale, stored.zero
+        steps = Steps(self._here(scale), None if zero is None else self._here(zero))
+        return Rounded(to_levels(inputs, steps, grid), steps)
+
+    def _multiply(self, x: Rounded, weight: IntegerWeight) -> Tensor:
+        """The integer product of a weight and an input with one scale a row."""
+        centred, scale = self._here(weight.centred), self._here(weight.scale)
+        width = weight.grid.group or centred.shape[1]
+        total: Tensor | float = 0.0
+        pieces = zip(
+            torch.split(x.integers, width, -1), torch.split(centred, width, 1), strict=True
+        )
+        for group, (x_q, w_q) in enumerate(pieces):
+            total = total + integer_matmul(x_q, w_q).to(self._dtype) * scale[:, group]
+        if x.steps.zero is not None:
+            total = total - x.steps.zero * self._here(weight.row_sums)
+        return total * x.steps.scale
+
+    def _float(self, weight: IntegerWeight) -> Tensor:
+        return self._here(weight.dequantized)
+
+    def _here(self, t: Tensor) -> Tensor:
+        return t.to(self._device, self._dtype)
 
 
 def token_log_probabilities(model_logits: Tensor, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from slmq_edge import builtin, models
 from slmq_edge.anatomy import Anatomy, Rope
 from slmq_edge.builtin import world
 from slmq_edge.calibration import Size, Text, cut
-from slmq_edge.checkpoint import Checkpoint, round_weights
+from slmq_edge.checkpoint import Checkpoint, round_rest
 from slmq_edge.decoder import Decoder
+from slmq_edge.quantization import Prepared, Task, ranges
 from slmq_edge.scheme import Scheme
 from tests.shared import shared
 
@@ -128,12 +130,24 @@ def text_for(name: str, batch: int, length: int) -> torch.Tensor:
 
 
 def rounded(model: Decoder, scheme: Scheme, method: str = "none") -> Checkpoint:
-    """A checkpoint of a model as it stands, without files."""
-    integers, tensors = round_weights(model, scheme)
+    """A checkpoint of a model as it stands, rounded to nearest, without files."""
+    return checkpoint_of(Prepared(model), Task(scheme, None), method)
+
+
+def checkpoint_of(prepared: Prepared, task: Task, method: str) -> Checkpoint:
+    """A checkpoint of a prepared model, rounded as its method says, without files."""
+    # Rounding takes the weights out of the model, which a test may want to look at again.
+    model = dataclasses.replace(prepared.model, weights=dict(prepared.model.weights))
+    inputs = {}
+    if task.scheme.is_static:
+        assert task.calibration is not None
+        inputs = ranges.find(model, task.calibration.tokens, task.scheme, task.progress)
+    integers = prepared.round_linears(model, task)
+    rest, tensors = round_rest(model, task.scheme)
     return Checkpoint(
         anatomy=model.anatomy,
-        scheme=scheme,
-        integers=integers,
+        scheme=task.scheme,
+        integers=integers | rest,
         tensors=tensors,
         method=method,
         settings={},
@@ -141,6 +155,8 @@ def rounded(model: Decoder, scheme: Scheme, method: str = "none") -> Checkpoint:
         calibration=None,
         cost={"seconds": 0.0, "memory": {"cpu_peak_rss": None}, "device": "cpu"},
         extras={},
+        online=model.online,
+        inputs=inputs,
     )
 
 

@@ -11,12 +11,12 @@ from slmq_edge import quantization
 from slmq_edge.calibration import Calibration, Text, feed_absmax
 from slmq_edge.decoder import Decoder, logits
 from slmq_edge.errors import SlmqError, UsageError
-from slmq_edge.quantization import METHODS, smoothquant, spinquant
+from slmq_edge.quantization import METHODS, Task, smoothquant, spinquant
 from slmq_edge.scheme import SCHEMES, scheme
 from tests.decoders import DECODERS, random_llama, random_qwen2, tokens_for
 
 FEW_STEPS = {"spinquant": {"steps": 3}}
-INTEGER_SCHEMES = [name for name, found in SCHEMES.items() if found.weights is not None]
+INTEGER_SCHEMES = [name for name, found in SCHEMES.items() if found.activations is not None]
 
 
 def calibration_for(model: Decoder, windows: int = 4) -> Calibration:
@@ -36,7 +36,8 @@ def test_float_output_is_unchanged(name: str, method: str, precision: str) -> No
     model = DECODERS[name]().to(torch.float64)
     chosen = quantization.method(method)
     settings = chosen.Settings(**FEW_STEPS.get(method, {}))
-    prepared = chosen.prepare(model, calibration_for(model), scheme(precision), settings, ignore)
+    task = Task(scheme(precision), settings, calibration_for(model))
+    prepared = chosen.prepare(model, task).model
     tokens = tokens_for(model)
     before, after = logits(model, tokens), logits(prepared, tokens)
     assert (before - after).abs().max() <= 1e-9 * before.abs().max()
@@ -45,9 +46,8 @@ def test_float_output_is_unchanged(name: str, method: str, precision: str) -> No
 def test_the_promise_can_fail() -> None:
     """Rotating all but v's bias, as the released SpinQuant does, is seen at once."""
     model = random_qwen2().to(torch.float64)
-    prepared = spinquant.prepare(
-        model, calibration_for(model), scheme("w8a8"), spinquant.Settings(steps=0), ignore
-    )
+    task = Task(scheme("w8a8"), spinquant.Settings(steps=0), calibration_for(model))
+    prepared = spinquant.prepare(model, task).model
     bias = "model.layers.0.self_attn.v_proj.bias"
     prepared.weights[bias] = model.weights[bias]
     tokens = tokens_for(model)
@@ -105,10 +105,9 @@ def test_rotations_stay_orthogonal_while_learning() -> None:
 def test_a_loss_that_is_no_number_is_one_line() -> None:
     model = random_llama()
     model.weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    task = Task(scheme("w8a8"), spinquant.Settings(steps=2), calibration_for(model))
     with pytest.raises(SlmqError, match="the loss is nan at step 1"):
-        spinquant.prepare(
-            model, calibration_for(model), scheme("w8a8"), spinquant.Settings(steps=2), ignore
-        )
+        spinquant.prepare(model, task)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
@@ -116,7 +115,7 @@ def test_a_float_scheme_is_refused(method: str) -> None:
     model = random_llama()
     chosen = quantization.method(method)
     with pytest.raises(SlmqError, match="use --method none"):
-        chosen.prepare(model, calibration_for(model), scheme("fp32"), chosen.Settings(), ignore)
+        chosen.prepare(model, Task(scheme("fp32"), chosen.Settings(), calibration_for(model)))
 
 
 def test_an_unknown_method_is_guessed() -> None:

@@ -20,24 +20,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmq_edge import quantization
-from slmq_edge.checkpoint import Checkpoint, IntegerWeight, round_weights
+from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.decoder import Decoder
 from slmq_edge.exporters import graph, linears, onnx
 from slmq_edge.exporters.graph import Builder
 from slmq_edge.golden import KL_LIMIT, Noise, kl_divergence, measure_noise
+from slmq_edge.quantization import Task
 from slmq_edge.quantization.rounding import integer_matmul, quantize
 from slmq_edge.runner.ort import Session
 from slmq_edge.scheme import TOKENS_8, Grid, scheme
 from slmq_edge.simulation import Simulation, token_log_probabilities
 from tests.decoders import (
     DECODERS,
+    checkpoint_of,
     random_llama,
     random_qwen2,
     rounded,
     text_for,
     tokens_for,
 )
-from tests.test_methods import calibration_for, ignore
+from tests.test_methods import calibration_for
 
 VARIANTS = ("fp32", "w8a8", "w4a8", "w8a8 int8 head")
 
@@ -54,10 +56,8 @@ def prepared_checkpoint(name: str, method: str, variant: str) -> Checkpoint:
     model = DECODERS[name]()
     chosen = quantization.method(method)
     options = {"steps": 2} if method == "spinquant" else {}
-    prepared = chosen.prepare(
-        model, calibration_for(model), wanted, chosen.Settings(**options), ignore
-    )
-    return rounded(prepared, wanted, method)
+    task = Task(wanted, chosen.Settings(**options), calibration_for(model))
+    return checkpoint_of(chosen.prepare(model, task), task, method)
 
 
 def linear_graph(weight: IntegerWeight) -> ir.Model:
@@ -91,14 +91,16 @@ def test_one_linear_is_equal_to_the_last_bit(
     x = torch.randn(tokens, width, generator=generator)
     x = x * (spread * torch.randn(width, generator=generator)).exp()
     grid = Grid(bits, "channel")
-    integers, scale = quantize(torch.randn(outputs, width, generator=generator), grid)
-    weight = IntegerWeight(integers.to(torch.int8), scale[:, 0], grid)
+    weight = IntegerWeight.of(
+        quantize(torch.randn(outputs, width, generator=generator), grid), grid
+    )
     proto = ir.to_proto(linear_graph(weight)).SerializeToString()
     running = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
     y, stored = running.run(None, {"x": x.numpy()})
-    x_q, x_scale = quantize(x, TOKENS_8)
-    assert np.array_equal(stored, (x_q + linears.ZERO_POINT).to(torch.uint8).numpy())
-    expected = integer_matmul(x_q, integers).float() * weight.scale * x_scale
+    x_q = quantize(x, TOKENS_8)
+    assert np.array_equal(stored, (x_q.integers + linears.ZERO_POINT).to(torch.uint8).numpy())
+    products = integer_matmul(x_q.integers, weight.integers.float()).float()
+    expected = products * weight.scale[:, 0] * x_q.steps.scale
     assert np.array_equal(y, expected.numpy())
 
 
@@ -244,11 +246,11 @@ def test_a_tied_int8_table_is_stored_once() -> None:
 
 
 def test_an_untied_int8_head_leaves_the_table_in_float() -> None:
-    integers, tensors = round_weights(random_llama(), scheme("w8a8", "int8"))
-    assert "lm_head" in integers
-    assert "model.embed_tokens" not in integers
-    assert "model.embed_tokens.weight" in tensors
-    assert "lm_head.weight" not in tensors
+    checkpoint = rounded(random_llama(), scheme("w8a8", "int8"))
+    assert "lm_head" in checkpoint.integers
+    assert "model.embed_tokens" not in checkpoint.integers
+    assert "model.embed_tokens.weight" in checkpoint.tensors
+    assert "lm_head.weight" not in checkpoint.tensors
 
 
 def test_optimum_runs_the_graph(tmp_path: Path) -> None:

@@ -1,24 +1,29 @@
-"""The methods. Each prepares a float model for rounding; rounding comes after, once.
+"""The methods. Each answers with a float model made ready, and with how its linears are rounded.
 
 A method is a module here with a frozen dataclass ``Settings``, the ``CALIBRATION`` windows it asks
 for (``None``: none), and
 
-    prepare(model, calibration, scheme, settings, progress) -> Decoder
+    prepare(model, task) -> Prepared
 
-whose result computes what ``model`` computes (to 1e-9 in float64), and a line in ``METHODS``.
+whose model computes what ``model`` computes (to 1e-9 in float64); and a line in ``METHODS``.
+Rounding comes after, once: to nearest, or as the method says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from slmq_edge.errors import MissingExtra, UsageError, unknown
 
 if TYPE_CHECKING:
     from slmq_edge.calibration import Calibration, Size
+    from slmq_edge.checkpoint import IntegerWeight
     from slmq_edge.decoder import Decoder
+    from slmq_edge.quantization.finished import Finished
     from slmq_edge.scheme import Scheme
 
 METHODS: dict[str, str] = {
@@ -31,20 +36,65 @@ METHODS: dict[str, str] = {
 Progress = Callable[[float, str], None]
 
 
+def _silent(share: float, what: str) -> None:
+    """No progress bar."""
+
+
+def _unheard(line: str) -> None:
+    """No one to tell."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is asked to do.
+
+    settings: the method's own. note: told what a user should know, a line at a time, which the
+    checkpoint keeps. finished: where blocks of this very task are kept, so that a killed run can
+    go on; ``None``: nowhere. spill: folder for activations, ``None`` keeps them in memory.
+    """
+
+    scheme: Scheme
+    settings: Any
+    calibration: Calibration | None = None
+    progress: Progress = field(default=_silent, compare=False)
+    note: Callable[[str], None] = field(default=_unheard, compare=False)
+    finished: Finished | None = None
+    spill: Path | None = None
+
+
+# Rounds all linears of a model, whose float weights it takes out of the model as it goes.
+RoundLinears = Callable[["Decoder", Task], "dict[str, IntegerWeight]"]
+
+
+def round_to_nearest(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
+    """Every linear to the scheme's weight grid, by its own range."""
+    from slmq_edge.checkpoint import IntegerWeight
+    from slmq_edge.quantization.rounding import quantize
+
+    grid = task.scheme.weights
+    if grid is None:
+        return {}
+    return {
+        linear: IntegerWeight.of(quantize(model.weights.pop(f"{linear}.weight"), grid), grid)
+        for linear in model.anatomy.linears()
+    }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A method's answer: a model that computes what the source does, and how to round it."""
+
+    model: Decoder
+    round_linears: RoundLinears = round_to_nearest
+
+
 class Method(Protocol):
     """What the module of a method offers."""
 
     Settings: type[Any]
     CALIBRATION: Size | None
 
-    def prepare(
-        self,
-        model: Decoder,
-        calibration: Calibration | None,
-        scheme: Scheme,
-        settings: Any,
-        progress: Progress,
-    ) -> Decoder: ...
+    def prepare(self, model: Decoder, task: Task) -> Prepared: ...
 
 
 def method(name: str) -> Method:

@@ -10,6 +10,9 @@ Orders of the models at hand: 64, 576 = 36 * 16, 896 = 28 * 32, 1536 = 12 * 128,
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -25,6 +28,37 @@ def hadamard(order: int) -> Tensor | None:
         if base is not None:
             return torch.kron(base, _sylvester(sylvester))
     return None
+
+
+@lru_cache(maxsize=16)
+def factors(order: int) -> tuple[Tensor, Tensor] | None:
+    """A and B float64 with A x B a Hadamard matrix of ``order``; ``None`` where we construct none.
+
+    B is Sylvester's, and the split is the one that costs least: multiplying a row by A x B takes
+    order * (len(A) + len(B)) multiply-adds (METHODS 3.7).
+    """
+    powers = (order & -order).bit_length() - 1
+    splits = [(1 << power, order >> power) for power in range(powers + 1)]
+    for cut, rest in sorted(splits, key=sum):
+        first = hadamard(rest)
+        if first is not None:
+            return first, _sylvester(cut.bit_length() - 1)
+    return None
+
+
+def rotate_last(x: Tensor) -> Tensor:
+    """``x`` [..., n] times (A x B)^T / sqrt(n): every row becomes A X B^T, X its [len(A), len(B)].
+
+    Raises:
+        ValueError: no Hadamard matrix of order n is constructed; whoever rotates asks first.
+    """
+    order = x.shape[-1]
+    found = factors(order)
+    if found is None:
+        raise ValueError(f"no Hadamard matrix of order {order}")
+    first, second = (matrix.to(x.device, x.dtype) for matrix in found)
+    tall = x.reshape(*x.shape[:-1], len(first), len(second))
+    return (first @ tall @ second.mT).reshape(x.shape) / math.sqrt(order)
 
 
 def _base(order: int) -> Tensor | None:

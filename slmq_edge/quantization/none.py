@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slmq_edge.calibration import Calibration
 from slmq_edge.decoder import Decoder
-from slmq_edge.quantization import Progress
-from slmq_edge.scheme import Scheme
+from slmq_edge.quantization import Prepared, Task
 
 CALIBRATION = None
 
@@ -17,12 +15,6 @@ class Settings:
     """Nothing to set."""
 
 
-def prepare(
-    model: Decoder,
-    calibration: Calibration | None,
-    scheme: Scheme,
-    settings: Settings,
-    progress: Progress,
-) -> Decoder:
+def prepare(model: Decoder, task: Task) -> Prepared:
     """The model as it is."""
-    return model
+    return Prepared(model)

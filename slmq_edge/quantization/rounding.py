@@ -1,33 +1,178 @@
-"""Rounding to a symmetric grid, and multiplying integers exactly.
+"""One vocabulary of rounding: every quantizer of the three methods is an instance of it.
 
-    s = max(absmax(t), 1e-5) / Q,   t_q = round_half_even(t / s),   Q = 2^(b-1) - 1
+A row of n values is cut into groups, each with a range [low, high], a scale s and a zero point z:
 
-One scale per row of the last dimension: an output channel of a weight [out, in], a token of an
-activation [..., in]. (SmoothQuant's grid, METHODS 1.3, always in the tensor's own precision.)
+    symmetric     s = max(|low|, |high|) / Q,                z = 0,                Q = 2^(b-1) - 1
+    asymmetric    s = (high - low) / (2^b - 1),              z = round(-low / s) - 2^(b-1)
+    integers      t_q = clamp(round_half_even(t / s) + z, bottom, top),   t ~ (t_q - z) s
+
+Ranges are the data's own, or clipped: by calibration, by search, or by learned factors.
+
+    SmoothQuant (METHODS 1.3)             symmetric
+    OmniQuant   (METHODS 2.1)             asymmetric, zero=False, ranges clipped by learned factors
+    SpinQuant activations (METHODS 3.4)   asymmetric
+    SpinQuant weights, GPTQ (METHODS 3.6) symmetric, lowest, ranges clipped by search
+
+Integers are held in the tensor's own float dtype, and rounding is always in that dtype.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from slmq_edge.scheme import Grid
 
-SMALLEST_ABSMAX = 1e-5
-# Sums of so many products of two 8-bit integers stay below 2^24, where float32 is exact.
-EXACT_TERMS = 2**24 // 127**2
+SMALLEST_RANGE = 1e-5
+LARGEST_ZERO = 1e4
+# Sums of so many products of a level and a level less its zero point stay below 2^24, where float32
+# is exact.
+EXACT_TERMS = 2**24 // (128 * 255)
 
 
-def quantize(t: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Integers (held in ``t``'s float dtype) [..., n] and their scales [..., 1]."""
-    scale = t.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_ABSMAX) / grid.top
-    return torch.round(t / scale), scale
+@dataclass(frozen=True)
+class Extent:
+    """The range of every group: low and high [..., groups]."""
+
+    low: Tensor
+    high: Tensor
+
+    def clipped(self, low: Tensor | float, high: Tensor | float) -> Extent:
+        """Both ends times a factor."""
+        return Extent(self.low * low, self.high * high)
 
 
-def fake_quantize(t: Tensor, grid: Grid) -> Tensor:
-    """Round to the grid and come back, with the straight-through gradient of one."""
-    integers, scale = quantize(t.detach(), grid)
-    return t + (integers * scale - t.detach())
+@dataclass(frozen=True)
+class Steps:
+    """Where the levels of every group lie: scale and zero point [..., groups].
+
+    zero is ``None`` on a symmetric grid; it is a whole number held in scale's dtype.
+    """
+
+    scale: Tensor
+    zero: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """integers [..., n], and the steps that give them their values."""
+
+    integers: Tensor
+    steps: Steps
+
+    def values(self, grid: Grid) -> Tensor:
+        """What the integers stand for, [..., n]."""
+        return dequantize(self.integers, self.steps, grid)
+
+
+def extent(t: Tensor, grid: Grid) -> Extent:
+    """The least and the greatest value of every group of ``t`` [..., n]."""
+    grouped = grouped_rows(t, grid)
+    return Extent(grouped.amin(-1), grouped.amax(-1))
+
+
+def steps(found: Extent, grid: Grid) -> Steps:
+    """Scale and zero point for a range; differentiable in it, but for the zero point."""
+    if grid.symmetric:
+        absmax = torch.maximum(found.low.abs(), found.high.abs())
+        return Steps(absmax.clamp(min=SMALLEST_RANGE) / grid.top, None)
+    spaces = 2**grid.bits - 1
+    low, high = found.low, found.high
+    narrow = torch.maximum(low.abs(), high.abs()) * spaces > LARGEST_ZERO * (high - low)
+    # A range far from zero and narrow has no zero point that fits: it is widened to hold zero.
+    holds_zero = torch.ones_like(narrow) if grid.zero else narrow
+    low = torch.where(holds_zero, low.clamp(max=0), low)
+    high = torch.where(holds_zero, high.clamp(min=0), high)
+    scale = (high - low).clamp(min=SMALLEST_RANGE) / spaces
+    zero = torch.round(-low.detach() / scale.detach()) + grid.bottom
+    return Steps(scale, zero)
+
+
+def quantize(t: Tensor, grid: Grid, found: Extent | None = None) -> Rounded:
+    """Round ``t`` [..., n] to the grid, by its own range or a given one."""
+    where = steps(found or extent(t, grid), grid)
+    return Rounded(to_levels(t, where, grid), where)
+
+
+def to_levels(t: Tensor, where: Steps, grid: Grid) -> Tensor:
+    """The nearest level of every value, [..., n]."""
+    levels = torch.round(t / spread(where.scale, t, grid))
+    if where.zero is not None:
+        levels = levels + spread(where.zero, t, grid)
+    return levels.clamp(grid.bottom, grid.top)
+
+
+def dequantize(integers: Tensor, where: Steps, grid: Grid) -> Tensor:
+    """(integers - zero) * scale, [..., n]."""
+    if where.zero is not None:
+        integers = integers - spread(where.zero, integers, grid)
+    return integers * spread(where.scale, integers, grid)
+
+
+def straight_through(t: Tensor, grid: Grid, found: Extent | None = None) -> Tensor:
+    """Round and come back; the gradient is that of the identity (METHODS 3.4)."""
+    value = t.detach()
+    return t + (quantize(value, grid, found).values(grid) - value)
+
+
+def fake_quantize(t: Tensor, grid: Grid, found: Extent | None = None) -> Tensor:
+    """Round and come back, differentiable in ``t`` and in the range (METHODS 2.1).
+
+    Rounding is straight-through, clamping passes gradient only inside, the scale has its full
+    gradient, the zero point none.
+    """
+    where = steps(found or extent(t, grid), grid)
+    ratio = t / spread(where.scale, t, grid)
+    levels = ratio + (torch.round(ratio) - ratio).detach()
+    if where.zero is not None:
+        levels = levels + spread(where.zero, t, grid)
+    return dequantize(levels.clamp(grid.bottom, grid.top), where, grid)
+
+
+def search_clip(t: Tensor, grid: Grid, weight: Tensor | None = None) -> Extent:
+    """The range, shrunk by 1.00, 0.99 .. 0.21, that leaves least sum |error|^2.4 (METHODS 3.6).
+
+    weight: of every value's error, broadcast to ``t``.
+    """
+    whole = extent(t, grid)
+    best = torch.full_like(whole.low, torch.inf)
+    chosen = torch.ones_like(whole.low)
+    for percent in range(100, 20, -1):
+        share = percent / 100
+        error = (quantize(t, grid, whole.clipped(share, share)).values(grid) - t).abs() ** 2.4
+        if weight is not None:
+            error = error * weight
+        loss = _group_sums(error, grid)
+        better = loss < best
+        best, chosen = torch.where(better, loss, best), torch.where(better, share, chosen)
+    return whole.clipped(chosen, chosen)
+
+
+def grouped_rows(t: Tensor, grid: Grid) -> Tensor:
+    """``t`` [..., n] as [..., groups, group]; a short last group is filled with its last value."""
+    if grid.group is None:
+        return t[..., None, :]
+    missing = -t.shape[-1] % grid.group
+    if missing:
+        t = torch.cat([t, t[..., -1:].expand(*t.shape[:-1], missing)], dim=-1)
+    return t.reshape(*t.shape[:-1], -1, grid.group)
+
+
+def spread(per_group: Tensor, like: Tensor, grid: Grid) -> Tensor:
+    """[..., groups] repeated over the values of each group, to broadcast against ``like``."""
+    if grid.group is None:
+        return per_group
+    return per_group.repeat_interleave(grid.group, dim=-1)[..., : like.shape[-1]]
+
+
+def _group_sums(error: Tensor, grid: Grid) -> Tensor:
+    if grid.group is None:
+        return error.sum(-1, keepdim=True)
+    padded = functional.pad(error, (0, -error.shape[-1] % grid.group))
+    return padded.reshape(*error.shape[:-1], -1, grid.group).sum(-1)
 
 
 def integer_matmul(x: Tensor, w: Tensor) -> Tensor:

@@ -10,17 +10,17 @@ left as they are (METHODS 1.2). A channel that no token ever used keeps s = 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from slmq_edge.anatomy import FEEDS
-from slmq_edge.calibration import Calibration, Size, feed_absmax
+from slmq_edge.calibration import Size, feed_absmax
 from slmq_edge.decoder import Decoder
 from slmq_edge.errors import UsageError
-from slmq_edge.quantization import Progress
-from slmq_edge.scheme import Scheme, require_integer
+from slmq_edge.quantization import Prepared, Task
+from slmq_edge.scheme import require_integer
 
 CALIBRATION = Size(windows=512, length=512)
 
@@ -40,28 +40,23 @@ class Settings:
             raise UsageError(f"--alpha is a share between 0 and 1, not {self.alpha}")
 
 
-def prepare(
-    model: Decoder,
-    calibration: Calibration | None,
-    scheme: Scheme,
-    settings: Settings,
-    progress: Progress,
-) -> Decoder:
+def prepare(model: Decoder, task: Task) -> Prepared:
     """Smooth the inputs of q, k, v and of gate, up in every block.
 
     Raises:
-        Unsupported: the scheme rounds nothing.
+        Unsupported: the scheme leaves weights or activations in float.
     """
-    grid, _ = require_integer(scheme, "smoothquant")
-    assert calibration is not None, "smoothquant.CALIBRATION"
+    settings: Settings = task.settings
+    grid, _ = require_integer(task.scheme, "smoothquant")
+    assert task.calibration is not None, "smoothquant.CALIBRATION"
     alpha = ALPHA_BY_WEIGHT_BITS[grid.bits] if settings.alpha is None else settings.alpha
     device = model.weights["model.norm.weight"].device
     absmax = feed_absmax(
         model,
-        calibration.tokens.to(device),
-        progress=lambda share: progress(share, "calibrating"),
+        task.calibration.tokens.to(device),
+        progress=lambda share: task.progress(share, "calibrating"),
     )
-    return smooth(model, absmax, alpha)
+    return Prepared(smooth(model, absmax, alpha))
 
 
 def smooth(model: Decoder, absmax: dict[str, Tensor], alpha: float) -> Decoder:
@@ -75,7 +70,7 @@ def smooth(model: Decoder, absmax: dict[str, Tensor], alpha: float) -> Decoder:
             weights[f"{norm}.weight"] = weights[f"{norm}.weight"] / factors
             for name in linears:
                 weights[name] = weights[name] * factors
-    return Decoder(model.anatomy, weights)
+    return replace(model, weights=weights)
 
 
 def smoothing_factors(x_absmax: Tensor, linears: list[Tensor], alpha: float) -> Tensor:

@@ -28,13 +28,13 @@ from torch.nn import functional
 
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import FEEDS, Anatomy
-from slmq_edge.calibration import Calibration, Size
+from slmq_edge.calibration import Size
 from slmq_edge.decoder import Decoder, logits
 from slmq_edge.errors import SlmqError, UsageError
-from slmq_edge.quantization import Progress
+from slmq_edge.quantization import Prepared, Progress, Task
 from slmq_edge.quantization.cayley import cayley_step, orthogonalize
 from slmq_edge.quantization.hadamard import hadamard
-from slmq_edge.quantization.rounding import fake_quantize
+from slmq_edge.quantization.rounding import straight_through
 from slmq_edge.scheme import Scheme, require_integer
 
 CALIBRATION = Size(windows=128, length=2048)
@@ -66,33 +66,28 @@ class Rotations:
     r2: Tensor
 
 
-def prepare(
-    model: Decoder,
-    calibration: Calibration | None,
-    scheme: Scheme,
-    settings: Settings,
-    progress: Progress,
-) -> Decoder:
+def prepare(model: Decoder, task: Task) -> Prepared:
     """Absorb the norms' gains, learn R1 and R2, and merge them.
 
     Raises:
         Unsupported: the scheme rounds nothing.
         SlmqError: the loss became infinite or NaN.
     """
-    require_integer(scheme, "spinquant")
-    assert calibration is not None, "spinquant.CALIBRATION"
+    settings: Settings = task.settings
+    require_integer(task.scheme, "spinquant")
+    assert task.calibration is not None, "spinquant.CALIBRATION"
     absorbed = absorb_gains(model)
     device = model.weights[f"{names.NORM}.weight"].device
     start = initial_rotations(model.anatomy, settings.seed)
     start = Rotations(start.r1.to(device), start.r2.to(device))
     learned = start
     if settings.steps:
-        tokens = calibration.tokens.to(device)
-        learned = learn(absorbed, start, tokens, scheme, settings, progress)
+        tokens = task.calibration.tokens.to(device)
+        learned = learn(absorbed, start, tokens, task.scheme, settings, task.progress)
     exact = Rotations(orthogonalize(learned.r1), orthogonalize(learned.r2))
     dtype = model.weights[f"{names.NORM}.weight"].dtype
     rotated = rotate(absorbed.to(torch.float64), exact)
-    return rotated.to(dtype)
+    return Prepared(rotated.to(dtype))
 
 
 def absorb_gains(model: Decoder) -> Decoder:
@@ -227,11 +222,11 @@ def quantized_loss(model: Decoder, tokens: Tensor, scheme: Scheme) -> Tensor:
     def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         if linears == (names.HEAD,):
             return model.project(inputs, linears)
-        rounded = fake_quantize(inputs, activations_grid)
+        rounded = straight_through(inputs, activations_grid)
         return tuple(
             functional.linear(
                 rounded,
-                fake_quantize(model.weights[f"{name}.weight"], weights_grid),
+                straight_through(model.weights[f"{name}.weight"], weights_grid),
                 model.weights.get(f"{name}.bias"),
             )
             for name in linears

@@ -1,0 +1,76 @@
+"""Blocks that are finished, kept beside the output so that a killed run goes on behind the last.
+
+A folder holds ``task.json``, which says whose blocks these are, and one safetensors file for each
+finished block, written whole or not at all. Blocks of any other task (another model, text, setting,
+library version or number of threads) are thrown away: going on from them would give a checkpoint
+that no single run gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slmq_edge.files import disk_errors
+
+IDENTITY = "task.json"
+
+
+class Finished:
+    """The finished blocks of one task, in ``folder``.
+
+    identity: everything that the blocks depend on, as JSON.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self._folder = folder
+        ours = json.dumps({**identity, **environment()}, indent=1, sort_keys=True, default=str)
+        file = folder / IDENTITY
+        if not file.is_file() or file.read_text(encoding="utf-8") != ours:
+            self.remove()
+            with disk_errors(folder):
+                folder.mkdir(parents=True)
+                file.write_text(ours, encoding="utf-8")
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are to go on from."""
+        return len(list(self._folder.glob("*.safetensors")))
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors of a finished block; ``None`` where it is still to be done."""
+        from safetensors.torch import load_file
+
+        file = self._folder / f"{name}.safetensors"
+        if not file.is_file():
+            return None
+        found: dict[str, Tensor] = load_file(file)
+        return found
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a finished block, all of it or nothing."""
+        from safetensors.torch import save
+
+        scratch = self._folder / f".{name}"
+        with disk_errors(self._folder):
+            with scratch.open("wb") as handle:
+                handle.write(save({key: t.contiguous() for key, t in tensors.items()}))
+                handle.flush()
+                os.fsync(handle.fileno())
+            scratch.replace(self._folder / f"{name}.safetensors")
+
+    def remove(self) -> None:
+        """Forget all blocks: the run has ended, or was another one's."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def environment() -> dict[str, Any]:
+    """What makes equal arithmetic give equal bits."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
