@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from slmq_edge.anatomy import O
 from slmq_edge.errors import Unsupported, UsageError, unknown
 
 Per = Literal["channel", "token", "tensor"]
@@ -82,6 +83,10 @@ class Scheme:
     def is_static(self) -> bool:
         """Whether ranges of activations come from calibration."""
         return self.activations is not None and self.activations.per == "tensor"
+
+    def input_grid(self, linear: str) -> Grid | None:
+        """The grid of a linear's input, by the linear's name."""
+        return self.mixed if self.mixed is not None and linear.endswith(O) else self.activations
 
     def table(self, tied: bool) -> Grid | None:
         """The grid of the lookup table."""

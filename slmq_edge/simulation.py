@@ -53,7 +53,7 @@ class Simulation:
         weights = [self.checkpoint.integer_weight(name) for name in linears]
         if weights[0] is None:
             return self.model.project(inputs, linears)
-        grid = self._input_grid(linears[0])
+        grid = self.checkpoint.scheme.input_grid(linears[0])
         x = None if grid is None else self._round(inputs, grid, linears[0])
         outputs = []
         for name, weight in zip(linears, weights, strict=True):
@@ -76,11 +76,6 @@ class Simulation:
         if scheme.kv is not None:
             key, value = (quantize(x, scheme.kv).values(scheme.kv) for x in (key, value))
         return query, key, value
-
-    def _input_grid(self, linear: str) -> Grid | None:
-        scheme = self.checkpoint.scheme
-        is_mixed = linear.endswith(names.O) and scheme.mixed is not None
-        return scheme.mixed if is_mixed else scheme.activations
 
     def _round(self, inputs: Tensor, grid: Grid, linear: str) -> Rounded:
         if grid.per == "token":

@@ -3,16 +3,18 @@
 A method is a module here with a frozen dataclass ``Settings``, the ``CALIBRATION`` windows it asks
 for (``None``: none), and
 
+    check(anatomy, scheme, settings)       refuses, before anything is read, what it could not do
     prepare(model, task) -> Prepared
 
-whose model computes what ``model`` computes (to 1e-9 in float64); and a line in ``METHODS``.
+whose model computes what ``model`` computes (to 1e-9 in float64); and a line in ``METHODS``. The
+model is handed over: its tensors may be replaced, so that there is never a second copy of it.
 Rounding comes after, once: to nearest, or as the method says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from slmq_edge.errors import MissingExtra, UsageError, unknown
 
 if TYPE_CHECKING:
+    from slmq_edge.anatomy import Anatomy
     from slmq_edge.calibration import Calibration, Size
     from slmq_edge.checkpoint import IntegerWeight
     from slmq_edge.decoder import Decoder
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, str] = {
     "none": "round to nearest, nothing prepared",
+    "gptq": "round column by column, making up for each error in the columns to come",
     "smoothquant": "move the difficulty of rounding from activations into weights",
     "spinquant": "rotate the stream by learned rotations, so that no channel stands out",
 }
@@ -80,6 +84,21 @@ def round_to_nearest(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
     }
 
 
+def round_clipped(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
+    """Every linear to nearest, within the range that a search finds best (METHODS 3.6)."""
+    from slmq_edge.checkpoint import IntegerWeight
+    from slmq_edge.quantization.rounding import quantize, search_clip
+
+    assert task.scheme.weights is not None, "prepare() sees to it"
+    grid = replace(task.scheme.weights, lowest=task.scheme.weights.symmetric)
+    found: dict[str, IntegerWeight] = {}
+    for linear in model.anatomy.linears():
+        weight = model.weights.pop(f"{linear}.weight")
+        found[linear] = IntegerWeight.of(quantize(weight, grid, search_clip(weight, grid)), grid)
+        task.progress(len(found) / (7 * model.anatomy.layers), "searching clips")
+    return found
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A method's answer: a model that computes what the source does, and how to round it."""
@@ -93,6 +112,8 @@ class Method(Protocol):
 
     Settings: type[Any]
     CALIBRATION: Size | None
+
+    def check(self, shape: Anatomy, scheme: Scheme, settings: Any) -> None: ...
 
     def prepare(self, model: Decoder, task: Task) -> Prepared: ...
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from slmq_edge.anatomy import FEEDS
+from slmq_edge.anatomy import FEEDS, Anatomy
 from slmq_edge.calibration import Size, feed_absmax
 from slmq_edge.decoder import Decoder
 from slmq_edge.errors import UsageError
 from slmq_edge.quantization import Prepared, Task
-from slmq_edge.scheme import require_integer
+from slmq_edge.scheme import Scheme, require_integer
 
 CALIBRATION = Size(windows=512, length=512)
 
@@ -38,6 +38,15 @@ class Settings:
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
             raise UsageError(f"--alpha is a share between 0 and 1, not {self.alpha}")
+
+
+def check(shape: Anatomy, scheme: Scheme, settings: Settings) -> None:
+    """Refuse a scheme that leaves weights or activations in float.
+
+    Raises:
+        Unsupported: names the scheme.
+    """
+    require_integer(scheme, "smoothquant")
 
 
 def prepare(model: Decoder, task: Task) -> Prepared:
