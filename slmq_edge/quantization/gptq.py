@@ -1,26 +1,23 @@
-"""GPTQ: round a weight column by column, and let the columns to come make up for each error.
+"""GPTQ: round a model's linears by the error of their outputs, block by block.
 
-    min over integers Q of ||(W - Q) X^T||^2,         H = 2/N sum X^T X + damping * mean(diag) I
-    U^T U = H^-1,  U upper triangular
-    for every column i:   q_i = round(w_i),   e = (w_i - q_i) / U_ii,   W_j -= e U_ij  for j > i
+    min over integers Q of ||(W - Q) X^T||^2          (Frantar et al. 2022; solved in ``columns``)
 
-(Frantar et al. 2022, equations 2 and 3; METHODS 3.6.) X are the inputs of a linear on calibration
-text, from a stream that has passed through the blocks and linears rounded so far; activations are
-not rounded meanwhile. Linears that read one input share H and one loop over the columns, since rows
-are independent given H. A block is walked once, in stages, and every stage goes on from the inputs
-that the one before has left:
+X are the inputs of a linear on calibration text, from a stream that has passed through the blocks
+and linears rounded so far; activations are not rounded meanwhile (METHODS 3.6). Linears that read
+one input share its Hessian and one loop over the columns, since rows are independent given it. A
+block is walked once, in stages, and every stage goes on from the inputs that the one before left:
 
-    norm -> H of q, k, v -> round -> attention -> H of o -> round
-         -> norm -> H of gate, up -> round -> silu * up -> H of down -> round
+    norm -> sums for q, k, v -> round -> attention -> sums for o -> round
+         -> norm -> sums for gate, up -> round -> silu * up -> sums for down -> round
 
-The range of a row is found once, before the loop, by a search over its clippings; that of a group,
-from the weights as they stand when the loop comes to its 128 columns.
+Where drift is made up for, the float model walks beside the rounded one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,40 +27,19 @@ from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy, F
 from slmq_edge.calibration import Size
 from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.decoder import Decoder, activated, attention, norm
-from slmq_edge.errors import SlmqError, UsageError
 from slmq_edge.quantization import Prepared, Task
-from slmq_edge.quantization.rounding import (
-    Rounded,
-    Steps,
-    dequantize,
-    extent,
-    search_clip,
-    steps,
-    to_levels,
-)
+from slmq_edge.quantization.columns import Settings, Sums, solve
+from slmq_edge.quantization.rounding import Rounded, Steps
 from slmq_edge.quantization.streams import advance, allocate, batches, embedded, rotary_for
+from slmq_edge.quantization.tuning import tune
 from slmq_edge.scheme import Grid, Scheme, require_weights
 
+__all__ = ["CALIBRATION", "GPTQ", "Settings", "check", "prepare"]
+
 CALIBRATION = Size(windows=128, length=2048)
-# Columns between two updates of the rest of the matrix, and for which groups take their ranges.
-BLOCK = 128
 
-
-@dataclass(frozen=True)
-class Settings:
-    """The released code's (METHODS 3.6).
-
-    damping: share of the mean diagonal that is added to H; clip_search: whether ranges are
-    clipped to lose least; act_order: columns in falling order of H's diagonal.
-    """
-
-    damping: float = 0.01
-    clip_search: bool = True
-    act_order: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.damping < 1:
-            raise UsageError(f"--damping is a share above 0 and below 1, not {self.damping}")
+# A slice of windows -> the inputs of a linear [windows, length, in], on the model's device.
+Inputs = Callable[[slice], Tensor]
 
 
 def check(shape: Anatomy, scheme: Scheme, settings: Settings) -> None:
@@ -81,7 +57,7 @@ def prepare(model: Decoder, task: Task) -> Prepared:
     Raises:
         Unsupported: the scheme rounds nothing.
     """
-    require_weights(task.scheme, "gptq")
+    check(model.anatomy, task.scheme, task.settings)
     return Prepared(model, GPTQ(task.settings))
 
 
@@ -92,31 +68,42 @@ class GPTQ:
     settings: Settings
 
     def __call__(self, model: Decoder, task: Task) -> dict[str, IntegerWeight]:
-        """Round all linears, block by block; their float weights are taken out of ``model``."""
+        """Round all linears, block by block; their float weights are taken out of ``model``.
+
+        Raises:
+            SlmqError: inputs were not finite.
+        """
         assert task.calibration is not None, "CALIBRATION"
+        # Tuning is the only one to look at the float model again.
+        whole = replace(model, weights=dict(model.weights)) if self.settings.tune else None
         stream = embedded(model, task.calibration.tokens, task.spill)
+        exact = None
+        if self.settings.drift:
+            exact = allocate(tuple(stream.shape), stream, task.spill)
+            exact.copy_(stream)
         layers = model.anatomy.layers
         integers: dict[str, IntegerWeight] = {}
         for layer in range(layers):
             task.progress(layer / layers, f"gptq, block {layer + 1} of {layers}")
-            integers |= self._finished(model, layer, stream, task)
+            integers |= self._finished(model, layer, stream, exact, task)
             for linear in model.anatomy.blocks(layer, names.LINEARS):
                 del model.weights[f"{linear}.weight"]
-        task.progress(1.0, "gptq")
-        return integers
+        return tune(whole, integers, self.settings.tune, task) if whole else integers
 
     def _finished(
-        self, model: Decoder, layer: int, stream: Tensor, task: Task
+        self, model: Decoder, layer: int, stream: Tensor, exact: Tensor | None, task: Task
     ) -> dict[str, IntegerWeight]:
-        """One block rounded, now or in a run that was interrupted; the stream behind it."""
+        """One block rounded, now or in a run that was interrupted; the streams behind it."""
         grid = self.grid(require_weights(task.scheme, "gptq"))
         name = f"gptq-{layer:04d}"
         stored = task.finished.load(name) if task.finished else None
         if stored is None:
-            rounded = _Block(model, layer, stream, grid, self.settings, task).rounded()
+            rounded = round_block(model, layer, (stream, exact), grid, self.settings, task.spill)
             if task.finished:
                 task.finished.save(name, packed(rounded))
             return rounded
+        if exact is not None:
+            advance(model, layer, exact)
         rounded = unpacked(stored, model.anatomy.blocks(layer, names.LINEARS), grid)
         for linear, weight in rounded.items():
             key = f"{linear}.weight"
@@ -129,182 +116,121 @@ class GPTQ:
         return replace(asked, lowest=asked.symmetric and self.settings.clip_search)
 
 
-class _Block:
-    """One block, walked in stages; the stream ends up behind it."""
+@torch.no_grad()
+def round_block(
+    model: Decoder,
+    layer: int,
+    streams: tuple[Tensor, Tensor | None],
+    grid: Grid,
+    settings: Settings,
+    spill: Path | None = None,
+) -> dict[str, IntegerWeight]:
+    """Round one block's linears, and put the rounded weights in the model, in their place.
 
-    def __init__(
-        self,
-        model: Decoder,
-        layer: int,
-        stream: Tensor,
-        grid: Grid,
-        settings: Settings,
-        task: Task,
-    ) -> None:
-        self.model, self.layer, self.stream = model, layer, stream
-        self.grid, self.settings, self.spill = grid, settings, task.spill
+    streams [windows, length, hidden]: of the rounded model and, for drift, of the float one; both
+    end up behind the block.
+    """
+    stream, exact = streams
+    walks = [_Walk(model, layer, stream, spill)]
+    if exact is not None:
+        # The float model keeps this block's weights until the block is done.
+        walks.append(_Walk(replace(model, weights=dict(model.weights)), layer, exact, spill))
+    found: dict[str, IntegerWeight] = {}
+
+    def rounded(linears: tuple[str, ...], inputs: list[Inputs], adds: bool) -> None:
+        full = model.anatomy.blocks(layer, linears)
+        weights = [model.weights[f"{name}.weight"] for name in full]
+        sums = _sums(walks, inputs, adds)
+        parts = split(solve(torch.cat(weights), sums, grid, settings), weights)
+        for name, weight, one in zip(full, weights, parts, strict=True):
+            found[name] = IntegerWeight.of(one, grid)
+            model.weights[f"{name}.weight"] = one.values(grid).to(weight)
+
+    rounded(QKV, [walk.normed(ATTENTION_FEED) for walk in walks], adds=False)
+    for walk in walks:
+        walk.attend()
+    rounded((names.O,), [walk.stored for walk in walks], adds=True)
+    for walk in walks:
+        walk.add(names.O)
+    rounded(GATE_UP, [walk.normed(MLP_FEED) for walk in walks], adds=False)
+    for walk in walks:
+        walk.activate()
+    rounded((names.DOWN,), [walk.stored for walk in walks], adds=True)
+    for walk in walks:
+        walk.add(names.DOWN)
+    return found
+
+
+class _Walk:
+    """A model's way through one block, in stages; what lies between two of them is stored."""
+
+    def __init__(self, model: Decoder, layer: int, stream: Tensor, spill: Path | None) -> None:
+        self.model, self.layer, self.stream, self.spill = model, layer, stream, spill
         self.device = model.weights[f"{names.NORM}.weight"].device
-        self.found: dict[str, IntegerWeight] = {}
+        self._between: Tensor | None = None
 
-    @torch.no_grad()
-    def rounded(self) -> dict[str, IntegerWeight]:
-        model, shape, stream = self.model, self.model.anatomy, self.stream
-        rotary = rotary_for(model, stream)
-
-        self._round(QKV, self._normed(ATTENTION_FEED))
-        mixed = allocate((*stream.shape[:2], shape.query_width), stream, self.spill)
-        for part in batches(stream):
-            query, key, value = self._project(self._normed(ATTENTION_FEED)(part), QKV)
-            mixed[part] = attention(model, query, key, value, rotary).to(mixed.device)
-        self._add((names.O,), mixed)
-        del mixed
-
-        self._round(GATE_UP, self._normed(MLP_FEED))
-        active = allocate((*stream.shape[:2], shape.ffn), stream, self.spill)
-        for part in batches(stream):
-            gate, up = self._project(self._normed(MLP_FEED)(part), GATE_UP)
-            active[part] = activated(model, gate, up).to(active.device)
-        self._add((names.DOWN,), active)
-        return self.found
-
-    def _normed(self, feed: Feed) -> Inputs:
+    def normed(self, feed: Feed) -> Inputs:
         name = self.model.anatomy.block(self.layer, feed.norm)
         return lambda part: norm(self.model, self.stream[part].to(self.device), name)
+
+    def attend(self) -> None:
+        """Store what o_proj reads."""
+        rotary, normed = rotary_for(self.model, self.stream), self.normed(ATTENTION_FEED)
+        mixed = self._allocate(self.model.anatomy.query_width)
+        for part in batches(self.stream):
+            query, key, value = self._project(normed(part), QKV)
+            mixed[part] = attention(self.model, query, key, value, rotary).to(mixed.device)
+
+    def activate(self) -> None:
+        """Store what down_proj reads."""
+        normed = self.normed(MLP_FEED)
+        active = self._allocate(self.model.anatomy.ffn)
+        for part in batches(self.stream):
+            gate, up = self._project(normed(part), GATE_UP)
+            active[part] = activated(self.model, gate, up).to(active.device)
+
+    def stored(self, part: slice) -> Tensor:
+        assert self._between is not None, "attend() or activate() comes first"
+        return self._between[part].to(self.device)
+
+    def add(self, linear: str) -> None:
+        """Add to the stream what a linear makes of the stored inputs, and forget these."""
+        for part in batches(self.stream):
+            (out,) = self._project(self.stored(part), (linear,))
+            there = self.stream[part].to(self.device)
+            self.stream[part] = (there + out).to(self.stream.device)
+        self._between = None
 
     def _project(self, inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         return self.model.project(inputs, self.model.anatomy.blocks(self.layer, linears))
 
-    def _add(self, linear: tuple[str], stored: Tensor) -> None:
-        """Round a linear whose inputs are stored, and add what it puts out to the stream."""
-        self._round(linear, lambda part: stored[part].to(self.device))
-        for part in batches(self.stream):
-            (out,) = self._project(stored[part].to(self.device), linear)
-            there = self.stream[part].to(self.device)
-            self.stream[part] = (there + out).to(self.stream.device)
-
-    def _round(self, linears: tuple[str, ...], inputs: Inputs) -> None:
-        """Round linears that share their inputs, and put the rounded weights in their place."""
-        full = self.model.anatomy.blocks(self.layer, linears)
-        weights = [self.model.weights[f"{name}.weight"] for name in full]
-        hessian = hessian_of(inputs(part) for part in batches(self.stream))
-        rounded = solve(torch.cat(weights), hessian, self.grid, self.settings)
-        for name, weight, one in zip(full, weights, split(rounded, weights), strict=True):
-            self.found[name] = IntegerWeight.of(one, self.grid)
-            self.model.weights[f"{name}.weight"] = one.values(self.grid).to(weight)
+    def _allocate(self, width: int) -> Tensor:
+        self._between = allocate((*self.stream.shape[:2], width), self.stream, self.spill)
+        return self._between
 
 
-# A slice of windows -> the inputs of a linear [windows, length, in], on the model's device.
-Inputs = Callable[[slice], Tensor]
+def _sums(walks: list[_Walk], inputs: list[Inputs], adds: bool) -> Sums:
+    """The sums of ``Sums`` over all windows; of drift only where the float model walks too."""
+    walk = walks[0]
 
+    def rows(x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1]).to(torch.float32)
 
-def hessian_of(batches_of_inputs: Iterator[Tensor]) -> Tensor:
-    """2/N sum X^T X, float32 [in, in], of batches [windows, length, in]; N counts windows."""
-    total, windows = None, 0
-    for batch in batches_of_inputs:
-        rows = batch.reshape(-1, batch.shape[-1]).to(torch.float32)
-        product = rows.mT @ rows
-        total = product if total is None else total + product
-        windows += len(batch)
-    assert total is not None, "a calibration has windows"
-    return total * (2 / windows)
+    totals: dict[str, Tensor] = {}
 
+    def add(name: str, product: Tensor) -> None:
+        totals[name] = totals[name] + product if name in totals else product
 
-@torch.no_grad()
-def solve(weight: Tensor, hessian: Tensor, grid: Grid, settings: Settings) -> Rounded:
-    """Round ``weight`` [out, in] with the Hessian [in, in] of its inputs.
-
-    Raises:
-        SlmqError: the Hessian has no Cholesky factor (not even damped): inputs were not finite.
-    """
-    weight, hessian = weight.to(torch.float32, copy=True), hessian.to(torch.float64)
-    dead = hessian.diagonal() == 0
-    weight[:, dead] = 0
-    order = torch.arange(len(hessian), device=weight.device)
-    if settings.act_order:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-    upper = inverse_factor(hessian[order][:, order], settings.damping).to(torch.float32)
-    return _Columns(weight, order, upper, grid, settings).rounded()
-
-
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """Upper U with U^T U = (H + damping * mean(diag) I)^-1, dead inputs counting as 1.
-
-    H read backwards has a Cholesky factor L; L read backwards is upper, and its inverse is U.
-    """
-    diagonal = hessian.diagonal()
-    diagonal = torch.where(diagonal == 0, torch.ones_like(diagonal), diagonal)
-    damped = hessian.clone()
-    damped.diagonal().copy_(diagonal + damping * diagonal.mean())
-    factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    if failed.item():
-        raise SlmqError(
-            "GPTQ failed: the inputs' Hessian is not positive definite; try a larger --damping"
-        )
-    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return inverse.flip(0, 1)
-
-
-class _Columns:
-    """The loop over the columns, in blocks: errors reach the rest of the matrix once a block."""
-
-    def __init__(
-        self, weight: Tensor, order: Tensor, upper: Tensor, grid: Grid, settings: Settings
-    ) -> None:
-        self.order, self.upper, self.grid, self.settings = order, upper, grid, settings
-        self.weight = weight[:, order]
-        self.levels = torch.empty_like(self.weight)
-        self.group_of = order // (grid.group or len(order))
-        # In another order a block of columns is no block of groups: their ranges come first.
-        self.ranges_first = settings.act_order or grid.group is None
-        whole = self._ranges(weight)
-        self.scale, self.zero = whole.scale, whole.zero
-
-    def rounded(self) -> Rounded:
-        width = len(self.order)
-        size = BLOCK
-        if self.grid.group is not None:
-            size = self.grid.group * max(1, BLOCK // self.grid.group)
-        for start in range(0, width, size):
-            end = min(start + size, width)
-            if not self.ranges_first:
-                self._renew_ranges(start, end)
-            errors = self._block(start, end)
-            self.weight[:, end:] -= errors @ self.upper[start:end, end:]
-        levels = torch.empty_like(self.levels)
-        levels[:, self.order] = self.levels
-        return Rounded(levels, Steps(self.scale, self.zero))
-
-    def _block(self, start: int, end: int) -> Tensor:
-        """Round columns start..end; their errors over U_ii, [out, end - start]."""
-        weight, upper = self.weight[:, start:end], self.upper[start:end, start:end]
-        errors = torch.empty_like(weight)
-        for i in range(end - start):
-            column, group = weight[:, i : i + 1], self.group_of[start + i]
-            zero = None if self.zero is None else self.zero[:, group, None]
-            there = Steps(self.scale[:, group, None], zero)
-            levels = to_levels(column, there, self.column_grid)
-            error = (column - dequantize(levels, there, self.column_grid)) / upper[i, i]
-            weight[:, i + 1 :] -= error * upper[i, i + 1 :]
-            self.levels[:, start + i] = levels[:, 0]
-            errors[:, i] = error[:, 0]
-        return errors
-
-    @property
-    def column_grid(self) -> Grid:
-        return replace(self.grid, group=None)
-
-    def _ranges(self, weight: Tensor) -> Steps:
-        found = search_clip if self.settings.clip_search else extent
-        return steps(found(weight, self.grid), self.grid)
-
-    def _renew_ranges(self, start: int, end: int) -> None:
-        assert self.grid.group is not None, "only groups take their ranges late"
-        here = self._ranges(self.weight[:, start:end])
-        groups = slice(start // self.grid.group, -(-end // self.grid.group))
-        self.scale[:, groups] = here.scale
-        if self.zero is not None and here.zero is not None:
-            self.zero[:, groups] = here.zero
+    for part in batches(walk.stream):
+        x = rows(inputs[0](part))
+        add("hessian", x.mT @ x)
+        if len(walks) == 1:
+            continue
+        add("inputs", (rows(inputs[1](part)) - x).mT @ x)
+        if adds:
+            apart = walks[1].stream[part] - walk.stream[part]
+            add("stream", rows(apart.to(walk.device)).mT @ x)
+    return Sums(**{name: total * (2 / len(walk.stream)) for name, total in totals.items()})
 
 
 def split(rounded: Rounded, weights: list[Tensor]) -> list[Rounded]:

@@ -29,7 +29,7 @@ from slmq_edge.anatomy import NOTHING_ONLINE, Anatomy, Online
 from slmq_edge.calibration import Size
 from slmq_edge.decoder import Decoder
 from slmq_edge.errors import UsageError, unknown
-from slmq_edge.quantization import Prepared, RoundLinears, Task, gptq, round_clipped
+from slmq_edge.quantization import Prepared, RoundLinears, Task, columns, gptq, round_clipped
 from slmq_edge.quantization.hadamard import factors
 from slmq_edge.quantization.learning import (
     Schedule,
@@ -53,7 +53,7 @@ LEARNED_WEIGHTS = ("16", "target")
 
 
 @dataclass(frozen=True)
-class Settings(gptq.Settings):
+class Settings(columns.Settings):
     """Learning of the rotations; the defaults are the released code's (METHODS 3.2, 3.6).
 
     steps: optimizer steps of one window each, 0 keeps the random Hadamard matrices; rate: of the
