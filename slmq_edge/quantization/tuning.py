@@ -71,7 +71,7 @@ def tune(
     for step, window in zip(range(steps), _windows(tokens), strict=False):
         loss = distance(model, learners, window, task.scheme)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward([loss])
         optimizer.step()
         schedule.step()
         task.progress((step + 1) / steps, f"tuning scales, loss {loss.item():.4f}")
