@@ -228,6 +228,7 @@ def feed_absmax(
             absmax[norm] = torch.maximum(absmax[norm], seen) if norm in absmax else seen
         return model.project(inputs, linears)
 
+    progress(0.0)
     with torch.no_grad():
         for start in range(0, len(tokens), size):
             hidden_states(model, tokens[start : start + size].to(device), watch)

@@ -63,6 +63,7 @@ def search(
     candidates = sorted({default, *ALPHAS}, key=lambda alpha: (alpha != default, alpha))
     operands = _rounded_operands(scheme)
     found: dict[str, float] = {}
+    progress(0.0, "searching alpha")
     with torch.no_grad():
         stream = embedded(model, _few(tokens))
         rotary = rotary_for(model, stream)

@@ -169,6 +169,7 @@ def _watch(
         see(linears[0], inputs)
         return model.project(inputs, linears)
 
+    progress(0.0, "finding ranges")
     with torch.no_grad():
         for part in batches(tokens):
             see(names.HEAD, hidden_states(model, tokens[part].to(device), project))
