@@ -60,8 +60,13 @@ def main(
         output.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def random_model(shared: Path, config: str, tokenizer: str, folder: Path) -> Path:
-    """A Hugging Face folder of the config's shape, weights drawn from N(0, 0.02), gains of one."""
+def random_model(
+    shared: Path, config: str, tokenizer: str, folder: Path, layers: int | None = None
+) -> Path:
+    """A Hugging Face folder of the config's shape, weights drawn from N(0, 0.02), gains of one.
+
+    layers: how many blocks, ``None`` for the config's own number.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -71,6 +76,10 @@ def random_model(shared: Path, config: str, tokenizer: str, folder: Path) -> Pat
     for part in (shared / "configs" / config, shared / "tokenizers" / tokenizer):
         for file in part.glob("*.json"):
             (folder / file.name).write_bytes(file.read_bytes())
+    if layers is not None:
+        document = json.loads((folder / "config.json").read_text())
+        shortened = {**document, "num_hidden_layers": layers}
+        (folder / "config.json").write_text(json.dumps(shortened))
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.ones(size) if "norm" in name else 0.02 * torch.randn(size, generator=generator)

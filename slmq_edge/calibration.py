@@ -196,17 +196,23 @@ def _windows(stream: Tensor, starts: Tensor, length: int) -> Tensor:
 def feed_absmax(
     model: Decoder,
     tokens: Tensor,
-    batch: int = 8,
+    batch: int | None = None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Tensor]:
     """Largest magnitude of every channel that the norms feed to linears: name of norm -> [hidden].
 
     METHODS 1.1: running maxima over all tokens, kept on the device, in the model's dtype. Only the
-    inputs that smoothing can use are watched.
+    inputs that smoothing can use are watched: two of seven, and no head (METHODS 4.3). tokens:
+    int64 [windows, length], anywhere. batch: windows that run together, ``None`` for as many as
+    suit a cache.
     """
     import torch
 
     from slmq_edge.decoder import hidden_states
+    from slmq_edge.quantization.streams import BATCH_TOKENS
+
+    size = batch or max(1, BATCH_TOKENS // tokens.shape[1])
+    device = next(iter(model.weights.values())).device
 
     watched = {
         model.anatomy.block(layer, feed.linears[0]): model.anatomy.block(layer, feed.norm)
@@ -222,8 +228,9 @@ def feed_absmax(
             absmax[norm] = torch.maximum(absmax[norm], seen) if norm in absmax else seen
         return model.project(inputs, linears)
 
+    progress(0.0)
     with torch.no_grad():
-        for start in range(0, len(tokens), batch):
-            hidden_states(model, tokens[start : start + batch], watch)
-            progress(min(1.0, (start + batch) / len(tokens)))
+        for start in range(0, len(tokens), size):
+            hidden_states(model, tokens[start : start + size].to(device), watch)
+            progress(min(1.0, (start + size) / len(tokens)))
     return absmax

@@ -9,6 +9,8 @@ input its integers are equal, and its logits differ by no more than float roundi
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ class Simulation:
         tensors = dict(checkpoint.tensors)
         table = checkpoint.integers.get(names.EMBED)
         if table is not None:
-            tensors[f"{names.EMBED}.weight"] = table.dequantized
+            tensors[f"{names.EMBED}.weight"] = _at(table, dtype).dequantized
         self.checkpoint = checkpoint
         model = Decoder(checkpoint.anatomy, tensors, checkpoint.online)
         self.model = model.to(dtype, device)
@@ -50,7 +52,8 @@ class Simulation:
 
     def project(self, inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         """Quantize the shared input once, multiply integers, scale back."""
-        weights = [self.checkpoint.integer_weight(name) for name in linears]
+        found = [self.checkpoint.integer_weight(name) for name in linears]
+        weights = [None if weight is None else _at(weight, self._dtype) for weight in found]
         if weights[0] is None:
             return self.model.project(inputs, linears)
         grid = self.checkpoint.scheme.input_grid(linears[0])
@@ -104,6 +107,11 @@ class Simulation:
 
     def _here(self, t: Tensor) -> Tensor:
         return t.to(self._device, self._dtype)
+
+
+def _at(weight: IntegerWeight, dtype: torch.dtype) -> IntegerWeight:
+    """The weight whose products with its scales are rounded to ``dtype``, not to float32."""
+    return dataclasses.replace(weight, scale=weight.scale.to(dtype))
 
 
 def token_log_probabilities(model_logits: Tensor, tokens: Tensor) -> Tensor:

@@ -1,133 +1,176 @@
 """Ranges of static activations: one for every input that linears share, found by calibration.
 
     absmax       the least and the greatest value that any token had
-    percentile   the values that 99.99 % of all magnitudes lie within
-    mse          the absmax range, shrunk by 1.00, 0.99 .. 0.21, that loses the least squares
+    percentile   these, cut to the least magnitude that 99.99 % of all values lie within
+    mse          these, shrunk by the one of 1.00, 0.99 .. 0.21 that loses the least squares
 
-Percentile and squares are read off a histogram of each input's values over its absmax range, so
-that two passes over the text are enough, whatever its length.
+One pass over the text is enough, whatever its length. Percentile and squares are read off a
+histogram of bins of width w. No value is further than w / 2 from the centre of its bin, and so the
+root of the mean square is known to w / 2: a range is shrunk only where it gains more than that can
+mislead, and mse never loses more than absmax.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from slmq_edge.decoder import Decoder, logits
+from slmq_edge import anatomy as names
+from slmq_edge.decoder import Decoder, hidden_states
+from slmq_edge.errors import SlmqError
 from slmq_edge.quantization import Progress
-from slmq_edge.quantization.rounding import Extent, Steps, quantize, steps
-from slmq_edge.scheme import Grid, Scheme
+from slmq_edge.quantization.rounding import SMALLEST_RANGE, Extent, Steps, quantize, steps
+from slmq_edge.quantization.streams import batches
+from slmq_edge.scheme import Grid, Range, Scheme
 
-BINS = 4096
+# Bins on either side of zero, of which the values fill at least half.
+SIDE = 2**15
 PERCENTILE = 0.9999
-BATCH = 8
+# torch.histc counts in the dtype of its input, and float32 counts no further.
+COUNTABLE = 2**24
 
 
-@dataclass
-class Histogram:
-    """Counts float64 [bins] of values between low and high."""
+class Seen:
+    """What values an input had: the least, the greatest and, where asked for, how many of each.
 
-    low: float
-    high: float
-    counts: Tensor
+    counts: int64 [2 * SIDE], of equal bins over -reach .. reach. reach is a power of two, and
+    doubles when a value lies beyond it: bins are then joined in pairs.
+    """
+
+    def __init__(self, counting: bool) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self.reach = 0.0
+        self.counts = torch.zeros(2 * SIDE, dtype=torch.int64)
+        self._counting = counting
+
+    def add(self, x: Tensor) -> None:
+        """Look at more values, of any shape.
+
+        Raises:
+            SlmqError: there is an infinity or a NaN among them.
+        """
+        low, high = torch.stack(torch.aminmax(x)).tolist()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise SlmqError("activations became infinite or NaN: no static range holds them")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if self._counting:
+            self._count(x)
+
+    def _count(self, x: Tensor) -> None:
+        self.counts = self.counts.to(x.device)
+        absmax = max(-self.low, self.high, SMALLEST_RANGE)
+        beyond = 2.0 ** math.frexp(absmax)[1]
+        self.reach = self.reach or beyond
+        while self.reach < beyond:
+            joined = self.counts.view(SIDE, 2).sum(1)
+            self.counts = functional.pad(joined, (SIDE // 2, SIDE // 2))
+            self.reach *= 2
+        # A power of two scales exactly, so that a value's bin never depends on rounding.
+        bins = torch.floor(x.flatten() * (SIDE / self.reach))
+        for part in torch.split(bins, COUNTABLE):
+            self.counts += torch.histc(part, 2 * SIDE, -SIDE, SIDE).to(torch.int64)
+
+    def extent(self, how: Range, grid: Grid) -> Extent:
+        """The range [1] that ``how`` makes of the values, float64."""
+        ends = torch.tensor([[self.low], [self.high]], dtype=torch.float64)
+        whole = Extent(ends[0], ends[1])
+        if how == "absmax":
+            return whole
+        return self._percentile(whole) if how == "percentile" else self._least_squares(whole, grid)
 
     @property
-    def centres(self) -> Tensor:
-        """The middle of every bin, float64 [bins]."""
-        edges = torch.linspace(self.low, self.high, len(self.counts) + 1, dtype=torch.float64)
-        return (edges[1:] + edges[:-1]) / 2
+    def _width(self) -> float:
+        return self.reach / SIDE
+
+    def _percentile(self, whole: Extent) -> Extent:
+        magnitudes = (self.counts[SIDE:] + self.counts[:SIDE].flip(0)).cpu().cumsum(0)
+        needed = math.ceil(PERCENTILE * int(magnitudes[-1]))
+        within = (int((magnitudes < needed).sum()) + 1) * self._width
+        return Extent(whole.low.clamp(-within, within), whole.high.clamp(-within, within))
+
+    def _least_squares(self, whole: Extent, grid: Grid) -> Extent:
+        filled = self.counts.cpu().nonzero()[:, 0]
+        counts = self.counts.cpu()[filled].to(torch.float64)
+        centres = ((filled - SIDE + 0.5) * self._width).clamp(self.low, self.high)
+
+        def root_mean_square(found: Extent) -> float:
+            errors = quantize(centres, grid, found).values(grid) - centres
+            return math.sqrt(float((counts * errors.square()).sum() / counts.sum()))
+
+        # Towards zero, which the range may not hold.
+        around_zero = Extent(whole.low.clamp(max=0), whole.high.clamp(min=0))
+        shares = (percent / 100 for percent in range(100, 20, -1))
+        best = min((around_zero.clipped(share, share) for share in shares), key=root_mean_square)
+        gain = root_mean_square(whole) - root_mean_square(best)
+        return best if gain > self._width else whole
+
+
+def extent_of(x: Tensor, how: Range, grid: Grid) -> Extent:
+    """The range [1] of one tensor of any shape, in its dtype and where it is."""
+    seen = Seen(counting=how != "absmax")
+    seen.add(x)
+    found = seen.extent(how, grid)
+    return Extent(found.low.to(x), found.high.to(x))
 
 
 def find(model: Decoder, tokens: Tensor, scheme: Scheme, progress: Progress) -> dict[str, Steps]:
-    """Scale and zero point [1] for the input of every linear, by the first that reads it.
+    """Scale and zero point float32 [1] for inputs of linears, by the first linear that reads them.
 
-    tokens: int64 [windows, length].
+    Of all inputs that the scheme rounds by a calibrated range: not of a head that stays float, nor
+    of an o_proj whose grid is another. tokens: int64 [windows, length].
+
+    Raises:
+        SlmqError: an activation is infinite or NaN.
     """
-    assert scheme.activations is not None, "static activations have a grid"
-    ranges = _absmax(model, tokens, progress)
-    if scheme.range != "absmax":
-        counted = _histograms(model, tokens, ranges, progress)
-        narrow = {"percentile": _percentile, "mse": _least_squares}[scheme.range]
-        ranges = {name: narrow(found, scheme.activations) for name, found in counted.items()}
-    return {name: _stored(steps(found, scheme.activations)) for name, found in ranges.items()}
+    found: dict[str, Seen] = {}
+
+    def see(linear: str, x: Tensor) -> None:
+        if _static_grid(model, scheme, linear) is not None:
+            found.setdefault(linear, Seen(counting=scheme.range != "absmax")).add(x)
+
+    _watch(model, tokens, see, progress)
+    stored = {}
+    for linear, seen in found.items():
+        grid = _static_grid(model, scheme, linear)
+        assert grid is not None, "only such inputs were looked at"
+        stored[linear] = _stored(steps(seen.extent(scheme.range, grid), grid))
+    return stored
+
+
+def _static_grid(model: Decoder, scheme: Scheme, linear: str) -> Grid | None:
+    """The grid of a linear's input, if its range comes from calibration."""
+    grid = scheme.activations
+    if linear == names.HEAD and scheme.lm_head(model.anatomy.tied) is None:
+        grid = None
+    if linear.endswith(names.O) and scheme.mixed is not None:
+        grid = scheme.mixed
+    return grid if grid is not None and grid.per == "tensor" else None
 
 
 def _stored(found: Steps) -> Steps:
-    def flat(t: Tensor) -> Tensor:
-        return t.reshape(1).to("cpu", torch.float32)
-
-    return Steps(flat(found.scale), None if found.zero is None else flat(found.zero))
+    zero = None if found.zero is None else found.zero.to(torch.float32)
+    return Steps(found.scale.to(torch.float32), zero)
 
 
 def _watch(
-    model: Decoder,
-    tokens: Tensor,
-    see: Callable[[str, Tensor], None],
-    progress: Progress,
+    model: Decoder, tokens: Tensor, see: Callable[[str, Tensor], None], progress: Progress
 ) -> None:
-    """Show ``see`` every input of every linear, named by the first linear that reads it."""
+    """Show ``see`` every input of every linear, named by the first linear that reads it.
+
+    The head's product, the largest of all, is not taken.
+    """
+    device = model.weights[f"{names.EMBED}.weight"].device
 
     def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         see(linears[0], inputs)
         return model.project(inputs, linears)
 
+    progress(0.0, "finding ranges")
     with torch.no_grad():
-        for start in range(0, len(tokens), BATCH):
-            logits(model, tokens[start : start + BATCH], project)
-            progress(min(1.0, (start + BATCH) / len(tokens)), "finding ranges")
-
-
-def _absmax(model: Decoder, tokens: Tensor, progress: Progress) -> dict[str, Extent]:
-    found: dict[str, Extent] = {}
-
-    def see(name: str, x: Tensor) -> None:
-        low, high = x.amin(), x.amax()
-        if name in found:
-            low = torch.minimum(low, found[name].low)
-            high = torch.maximum(high, found[name].high)
-        found[name] = Extent(low, high)
-
-    _watch(model, tokens, see, progress)
-    return found
-
-
-def _histograms(
-    model: Decoder, tokens: Tensor, ranges: dict[str, Extent], progress: Progress
-) -> dict[str, Histogram]:
-    found = {
-        name: Histogram(float(r.low), float(r.high), torch.zeros(BINS, dtype=torch.float64))
-        for name, r in ranges.items()
-    }
-
-    def see(name: str, x: Tensor) -> None:
-        one = found[name]
-        counts = torch.histc(x.float(), BINS, min=one.low, max=one.high)
-        one.counts += counts.to("cpu", torch.float64)
-
-    _watch(model, tokens, see, progress)
-    return found
-
-
-def _percentile(found: Histogram, grid: Grid) -> Extent:
-    magnitudes, order = found.centres.abs().sort()
-    share = found.counts[order].cumsum(0) / found.counts.sum()
-    within = magnitudes[int((share < PERCENTILE).sum())]
-    limits = torch.tensor([found.low, found.high], dtype=torch.float64)
-    low, high = limits.clamp(-within, within)
-    return Extent(low[None], high[None])
-
-
-def _least_squares(found: Histogram, grid: Grid) -> Extent:
-    whole = Extent(*(torch.tensor([end], dtype=torch.float64) for end in (found.low, found.high)))
-    centres = found.centres
-
-    def loss(percent: int) -> float:
-        clipped = whole.clipped(percent / 100, percent / 100)
-        errors = quantize(centres, grid, clipped).values(grid) - centres
-        return float((found.counts * errors.square()).sum())
-
-    share = min(range(100, 20, -1), key=loss) / 100
-    return whole.clipped(share, share)
+        for part in batches(tokens):
+            see(names.HEAD, hidden_states(model, tokens[part].to(device), project))
+            progress(part.stop / len(tokens), "finding ranges")

@@ -1,0 +1,230 @@
+"""What quantizing costs: seconds by stage and peak memory of every method, at real models' shapes.
+
+Weights are random: cost does not depend on their values. Tokens are WikiText-2's, by the model's
+own tokenizer. Every method runs in a process of its own, so that its peak is its own.
+
+    python -m benchmarks.quantize [--shared ../shared] [--shape SmolLM-135M] [--method smoothquant]
+        [--scheme w4a8] [--preset fast] [--device cuda] [--layers 2] [-o results.json]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.cpu_w8a8 import ROOT, random_model
+from slmq_edge.errors import SlmqError, unknown
+from slmq_edge.quantization import METHODS
+from slmq_edge.scheme import SCHEMES
+from slmq_edge.scheme import scheme as find_scheme
+
+SHAPES = {"SmolLM-135M": "smollm2", "Qwen2.5-0.5B": "qwen2.5"}  # config -> tokenizer
+SHARED = Path(os.environ.get("SLMQ_EDGE_SHARED", ROOT.parent / "shared"))
+FLOAT_BYTES = 4
+CHARACTERS_PER_TOKEN = 8  # at least: the tokenizers at hand average 4.5
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Calibration size, and settings of those methods that do not run with their own defaults."""
+
+    windows: int
+    length: int
+    settings: dict[str, dict[str, Any]]
+
+
+PRESETS = {
+    "fast": Preset(32, 512, {"spinquant": {"steps": 30}}),
+    "upstream": Preset(128, 2048, {}),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method on one model; everything that the process that runs it needs."""
+
+    model: Path
+    calib: Path
+    method: str
+    scheme: str
+    preset: Preset
+    device: str
+    threads: int
+
+
+def main(
+    shared: Annotated[Path, typer.Option(help="Holds configs/, tokenizers/, data/.")] = SHARED,
+    shape: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
+    scheme: Annotated[str, typer.Option()] = "w8a8",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "fast",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    layers: Annotated[int | None, typer.Option(min=1, help="Shorten the model.")] = None,
+    windows: Annotated[int | None, typer.Option(min=8, help="Instead of the preset's.")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's.")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
+) -> None:
+    """Quantize every shape by every method; a row per line, then one JSON document."""
+    shapes, methods = tuple(shape or SHAPES), tuple(method or METHODS)
+    _check("shape", shapes, SHAPES)
+    _check("method", methods, METHODS)
+    _check("scheme", (scheme,), SCHEMES)
+    _check("preset", (preset,), PRESETS)
+    chosen = PRESETS[preset]
+    chosen = dataclasses.replace(
+        chosen, windows=windows or chosen.windows, length=length or chosen.length
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        calib = _text(shared, Path(scratch), chosen.windows * chosen.length)
+        for name in shapes:
+            model = random_model(shared, name, SHAPES[name], Path(scratch) / name, layers)
+            for used in methods:
+                trial = Trial(model, calib, used, scheme, chosen, device, threads)
+                rows.append({"shape": name, **in_process_of_its_own(trial)})
+                typer.echo(json.dumps(rows[-1]), err=True)
+    document = {
+        "preset": {"name": preset, **dataclasses.asdict(chosen)},
+        "layers": layers,
+        "environment": environment(device, threads),
+        "rows": rows,
+    }
+    typer.echo(json.dumps(document, indent=1))
+    if output is not None:
+        output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def in_process_of_its_own(trial: Trial) -> dict[str, Any]:
+    """The row of a trial; of one that its method refuses or that dies, why."""
+    context = multiprocessing.get_context("spawn")
+    row = {"method": trial.method, "scheme": trial.scheme, "device": trial.device}
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        try:
+            return row | pool.submit(measured_or_why_not, trial).result()
+        except BrokenProcessPool:
+            return row | {"error": "the process was killed: out of memory?"}
+
+
+def measured_or_why_not(trial: Trial) -> dict[str, Any]:
+    """The row of a trial, run here, or the line that says why there is none."""
+    import torch
+
+    try:
+        return measured(trial)
+    except (SlmqError, torch.OutOfMemoryError) as error:
+        return {"error": str(error)}
+
+
+def measured(trial: Trial) -> dict[str, Any]:
+    """Run a trial here.
+
+    seconds: by stage, and of all. tokens: of the calibration. host_peak_bytes: VmHWM;
+    host_peak_less_model_bytes: without the model's float32 tensors; torch_peak_bytes: of the
+    allocator, ``None`` on a CPU. Stages are as the method's progress names them; a stage lasts
+    until the next begins.
+    """
+    import torch
+
+    from slmq_edge.quantize import Request, plan, quantize
+
+    torch.set_num_threads(trial.threads)
+    stages = Stages()
+    planned = plan(
+        str(trial.model),
+        Request(
+            find_scheme(trial.scheme),
+            trial.method,
+            calib=trial.calib,
+            windows=trial.preset.windows,
+            length=trial.preset.length,
+            device=trial.device,
+            settings=trial.preset.settings.get(trial.method, {}),
+        ),
+    )
+    checkpoint = quantize(planned, stages)
+    assert checkpoint.calibration is not None, "a text was given"
+    model_bytes = planned.anatomy.parameters * FLOAT_BYTES
+    cost, peak = checkpoint.cost, checkpoint.cost["memory"]["cpu_peak_rss"]
+    return {
+        "settings": checkpoint.settings,
+        "tokens": checkpoint.calibration["windows"] * checkpoint.calibration["length"],
+        "seconds": cost["seconds"],
+        "seconds_by_stage": stages.seconds(),
+        "host_peak_bytes": peak,
+        "model_bytes": model_bytes,
+        "host_peak_less_model_bytes": None if peak is None else peak - model_bytes,
+        "torch_peak_bytes": cost["memory"].get("torch_peak_allocated"),
+        "notes": list(checkpoint.notes),
+    }
+
+
+class Stages:
+    """A progress callback that remembers how long each stage took."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._stage: str | None = None
+        self._since = 0.0
+
+    def __call__(self, share: float, what: str) -> None:
+        """What follows a comma changes from step to step, as a loss does."""
+        now = time.perf_counter()
+        if self._stage is not None:
+            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
+        self._stage, self._since = what.split(",")[0], now
+
+    def seconds(self) -> dict[str, float]:
+        """Of every stage, in order; the last ends now."""
+        if self._stage is not None:
+            self(1.0, self._stage)
+        return dict(self._seconds)
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """What decides the figures."""
+    import torch
+
+    from slmq_edge.runner.environment import capture
+
+    found = capture()
+    return {
+        "cpu_model": found["cpu_model"],
+        "cores": found["cores"],
+        "memory_total_bytes": found["memory_total_bytes"],
+        "load_average": found["load_average"],
+        "device": torch.cuda.get_device_name(device) if device != "cpu" else None,
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": found["python"],
+    }
+
+
+def _text(shared: Path, folder: Path, tokens: int) -> Path:
+    """As much of WikiText-2 as ``tokens`` need; 262,144 need its validation and its test text."""
+    texts = [shared / "data" / "wikitext2" / f"wiki.{part}.raw" for part in ("valid", "test")]
+    joined = "".join(text.read_text("utf-8") for text in texts)
+    target = folder / "wikitext2.txt"
+    target.write_text(joined[: CHARACTERS_PER_TOKEN * tokens], encoding="utf-8")
+    return target
+
+
+def _check(kind: str, given: tuple[str, ...], known: dict[str, Any]) -> None:
+    for name in given:
+        if name not in known:
+            raise typer.BadParameter(unknown(kind, name, tuple(known)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,175 @@
+"""The alpha of every feed: the one that leaves the least error behind its half of the block.
+
+A block adds twice to the stream: attention behind the first norm, the MLP behind the second, and
+each norm feeds the linears of its own half. So each half is searched alone,
+
+    alpha = argmin mean (half(x) - rounded half(x; alpha))^2
+
+with weights, inputs and operands of attention rounded as the scheme says. A half costs half of a
+block: two alphas of a block cost no more than one that both feeds share, and fit better.
+
+x is the float stream. The rounded one would be another for every choice made before, and would
+need a second stream; what is to be compared here is a single half's own loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from slmq_edge import anatomy as names
+from slmq_edge.anatomy import ATTENTION_FEED, FEEDS, GATE_UP, MLP_FEED, QKV, Feed
+from slmq_edge.calibration import Size
+from slmq_edge.decoder import (
+    Decoder,
+    Operands,
+    Project,
+    activated,
+    attention,
+    norm,
+    untouched,
+)
+from slmq_edge.quantization import Progress
+from slmq_edge.quantization.ranges import extent_of
+from slmq_edge.quantization.rounding import quantize
+from slmq_edge.quantization.smoothquant import default_alpha, smooth_feed
+from slmq_edge.quantization.streams import embedded, rotary_for
+from slmq_edge.scheme import Grid, Scheme
+
+ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+# Of the calibration windows: a feed has one alpha to find, and thousands of tokens to find it by.
+SIZE = Size(windows=8, length=512)
+
+# (model, layer, stream, rotary table, project, operands) -> the stream behind one half of a block
+Half = Callable[[Decoder, int, Tensor, tuple[Tensor, Tensor], Project, Operands], Tensor]
+
+
+def search(
+    model: Decoder,
+    absmax: Mapping[str, Tensor],
+    tokens: Tensor,
+    scheme: Scheme,
+    progress: Progress,
+) -> dict[str, float]:
+    """The best alpha by name of norm; where several are, the scheme's default goes first.
+
+    absmax: of ``feed_absmax``. tokens: int64 [windows, length], of which a few are used.
+    """
+    default = default_alpha(scheme)
+    candidates = sorted({default, *ALPHAS}, key=lambda alpha: (alpha != default, alpha))
+    operands = _rounded_operands(scheme)
+    found: dict[str, float] = {}
+    progress(0.0, "searching alpha")
+    with torch.no_grad():
+        stream = embedded(model, _few(tokens))
+        rotary = rotary_for(model, stream)
+        for layer in range(model.anatomy.layers):
+            for feed in FEEDS:
+                half = _HALVES[feed]
+                target = half(model, layer, stream, rotary, model.project, untouched)
+                errors = {}
+                for alpha in candidates:
+                    smoothed = _smoothed(model, layer, feed, absmax, alpha)
+                    project = _rounded_project(smoothed, scheme)
+                    out = half(smoothed, layer, stream, rotary, project, operands)
+                    errors[alpha] = functional.mse_loss(out, target).item()
+                found[model.anatomy.block(layer, feed.norm)] = min(errors, key=errors.__getitem__)
+                stream = target
+            progress((layer + 1) / model.anatomy.layers, "searching alpha")
+    return found
+
+
+def _few(tokens: Tensor) -> Tensor:
+    """Beginnings of windows spread over the text."""
+    count = min(SIZE.windows, len(tokens))
+    chosen = torch.linspace(0, len(tokens) - 1, count, dtype=torch.float64).round().long()
+    return tokens[chosen, : SIZE.length]
+
+
+def _attention_half(
+    model: Decoder,
+    layer: int,
+    stream: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    project: Project,
+    operands: Operands,
+) -> Tensor:
+    shape = model.anatomy
+    normed = norm(model, stream, shape.block(layer, ATTENTION_FEED.norm))
+    query, key, value = project(normed, shape.blocks(layer, QKV))
+    mixed = attention(model, query, key, value, rotary, operands)
+    (out,) = project(mixed, shape.blocks(layer, (names.O,)))
+    return stream + out
+
+
+def _mlp_half(
+    model: Decoder,
+    layer: int,
+    stream: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    project: Project,
+    operands: Operands,
+) -> Tensor:
+    shape = model.anatomy
+    normed = norm(model, stream, shape.block(layer, MLP_FEED.norm))
+    gate, up = project(normed, shape.blocks(layer, GATE_UP))
+    (out,) = project(activated(model, gate, up), shape.blocks(layer, (names.DOWN,)))
+    return stream + out
+
+
+_HALVES: dict[Feed, Half] = {ATTENTION_FEED: _attention_half, MLP_FEED: _mlp_half}
+
+
+def in_words(found: Mapping[str, float]) -> str:
+    """One line of what was chosen, block by block."""
+    pairs = zip(*([iter(found.values())] * len(FEEDS)), strict=True)
+    return "alpha of attention/mlp by block: " + " ".join(f"{a:.2f}/{m:.2f}" for a, m in pairs)
+
+
+def _smoothed(
+    model: Decoder, layer: int, feed: Feed, absmax: Mapping[str, Tensor], alpha: float
+) -> Decoder:
+    weights = dict(model.weights)
+    shape = model.anatomy
+    smooth_feed(shape, layer, feed, weights, absmax[shape.block(layer, feed.norm)], alpha)
+    return replace(model, weights=weights)
+
+
+def _rounded_project(model: Decoder, scheme: Scheme) -> Project:
+    """Round weights and inputs to nearest, as the artifact will, and multiply the floats."""
+    weights_grid = scheme.weights
+    assert weights_grid is not None, "default_alpha() sees to it"
+
+    def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
+        is_mixed = linears[0].endswith(names.O) and scheme.mixed is not None
+        grid = scheme.mixed if is_mixed else scheme.activations
+        x = inputs if grid is None else _rounded_input(inputs, grid, scheme)
+        return tuple(
+            functional.linear(
+                x,
+                quantize(model.weights[f"{name}.weight"], weights_grid).values(weights_grid),
+                model.weights.get(f"{name}.bias"),
+            )
+            for name in linears
+        )
+
+    return project
+
+
+def _rounded_input(inputs: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
+    found = extent_of(inputs, scheme.range, grid) if grid.per == "tensor" else None
+    return quantize(inputs, grid, found).values(grid)
+
+
+def _rounded_operands(scheme: Scheme) -> Operands:
+    def rounded(x: Tensor, grid: Grid | None) -> Tensor:
+        return x if grid is None else quantize(x, grid).values(grid)
+
+    def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return rounded(query, scheme.query), rounded(key, scheme.kv), rounded(value, scheme.kv)
+
+    return operands
