@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "none": "round to nearest, nothing prepared",
     "smoothquant": "move the difficulty of rounding from activations into weights",
+    "omniquant": "learn, block by block, where to clip weights and how to scale channels",
     "spinquant": "rotate the stream by learned rotations, so that no channel stands out",
 }
 
