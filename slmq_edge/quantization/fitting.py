@@ -2,10 +2,10 @@
 
     loss = mean (F_q(X_q) - F(X))^2          one window a step, in order, by AdamW (METHODS 2.5)
 
-Learning can diverge, and at 8 bits it can end above where it started. So a block is measured before
-the first step, as it starts and plainly rounded; if the last epoch's mean loss is above either, or
-no number, it is learned again at half the rate; and if nothing helps, the best that was seen is
-kept.
+Learning can diverge, and at 8 bits it can end above where it began. So a block is measured before
+the first step: if the last epoch's mean loss is above that, or no number, the block is learned
+again at half the rates, and if nothing helps, the best state that was seen is kept. Nor is a state
+kept that loses more than plain rounding.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ class Pace:
     epochs: int
     let_rate: float
     lwc_rate: float
-
-    def slowed(self, factor: float) -> Pace:
-        return Pace(self.epochs, self.let_rate * factor, self.lwc_rate * factor)
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,11 @@ class Candidate:
     loss: float
     fitted: Fitted
     seen: str
+
+    @property
+    def rank(self) -> float:
+        """The loss; infinite where it is no number."""
+        return self.loss if math.isfinite(self.loss) else math.inf
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _round_rows(x: Tensor, grid: Grid | None) -> Tensor:
 
 
 def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, str | None]:
-    """Learn a block; with it, what a user should know if that did not go well.
+    """Learn a block; with it, what a user should know where that did not go well.
 
     Raises:
         SlmqError: even the plainly rounded block puts out what is no number.
@@ -180,64 +182,69 @@ def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, 
     plain = Candidate(this.mean_loss(PLAIN), PLAIN, "plain rounding")
     if not math.isfinite(plain.loss):
         raise SlmqError(
-            f"learning block {this.layer + 1} is impossible: the loss is {plain.loss} when it is "
-            "rounded plainly; are the model's weights damaged?"
+            f"learning block {this.layer + 1} is impossible: the loss is {plain.loss} even when it "
+            "is rounded plainly; are the model's weights damaged?"
         )
-    initial = Candidate(this.mean_loss(start.fitted()), start.fitted(), "the start")
-    best, finals = _better(plain, initial), list[float]()
-    limit = best.loss
-    for attempt in range(1 + RETRIES) if pace.epochs else ():
-        epochs = learn(this, start, pace.slowed(0.5**attempt), tell)
-        finals.append(epochs[-1].loss)
-        if epochs[-1].loss <= limit:
-            return epochs[-1].fitted, _failures(this, limit, finals[:-1], epochs[-1])
-        for candidate in epochs:
-            best = _better(best, candidate)
-    return best.fitted, _failures(this, limit, finals, best)
+    fitted = start.fitted()
+    initial = Candidate(this.mean_loss(fitted), fitted, "the start")
+    learned, failed = initial, list[float]()
+    for retry in range(1 + RETRIES) if pace.epochs else ():
+        best, last = learn(this, start, pace, tell, 0.5**retry)
+        if math.isfinite(last.loss) and last.loss <= initial.rank:
+            learned = last
+            break
+        failed.append(last.loss)
+        learned = min(learned, best, key=_rank)
+    kept = min(learned, plain, key=_rank)
+    if not failed and (kept is learned or not pace.epochs):
+        return kept.fitted, None
+    if failed:
+        ends = ", ".join(f"{loss:.4g} (rates x {0.5**n:g})" for n, loss in enumerate(failed))
+        why = f"learning began at a loss of {initial.loss:.4g} and ended at {ends}"
+    else:
+        why = f"learning ended at a loss of {learned.loss:.4g}, no better than plain rounding"
+    said = f"omniquant, block {this.layer + 1}: {why}; kept {kept.seen}, {kept.loss:.4g}"
+    return kept.fitted, said
 
 
-def _better(one: Candidate, other: Candidate) -> Candidate:
-    """The lower loss; one that is no number is never better."""
-    return other if other.loss < one.loss else one
+def _rank(candidate: Candidate) -> float:
+    return candidate.rank
 
 
-def _failures(this: Block, limit: float, finals: list[float], kept: Candidate) -> str | None:
-    if not finals:
-        return None
-    rates = ", ".join(f"{loss:.4g} at {0.5**attempt:g}" for attempt, loss in enumerate(finals))
-    return (
-        f"omniquant, block {this.layer + 1}: learning ended above the loss {limit:.4g} that it "
-        f"began with ({rates} of the rate); kept {kept.seen}, loss {kept.loss:.4g}"
-    )
+def learn(
+    this: Block, start: Learnable, pace: Pace, tell: Tell, slower: float = 1.0
+) -> tuple[Candidate, Candidate]:
+    """The best epoch's state and the last one's, at ``slower`` times the rates.
 
-
-def learn(this: Block, start: Learnable, pace: Pace, tell: Tell) -> list[Candidate]:
-    """Every epoch's state and mean loss; the last is nan, and the end, where learning diverged."""
+    The loss of an epoch is the mean while its state moved. Where learning diverges it ends, and the
+    last one's is nan.
+    """
     learnable, windows = start.fresh(), len(this.inputs)
     groups = (
-        {"params": list(learnable.scales.values()), "lr": pace.let_rate},
-        {"params": list(learnable.logits.values()), "lr": pace.lwc_rate},
+        {"params": list(learnable.scales.values()), "lr": slower * pace.let_rate},
+        {"params": list(learnable.logits.values()), "lr": slower * pace.lwc_rate},
     )
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
-    epochs: list[Candidate] = []
+    best: Candidate | None = None
     for epoch in range(pace.epochs):
-        total = 0.0
+        losses: list[float] = []
         for window in range(windows):
             loss = this.loss(this.rounded(learnable.fitted()), window)
-            found = loss.item()
-            total += found
-            if not math.isfinite(found):
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
                 break
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            tell((epoch + (window + 1) / windows) / pace.epochs, found)
+            tell((epoch + (window + 1) / windows) / pace.epochs, losses[-1])
         fitted = _snapshot(learnable)
-        mean = total / windows if _is_finite(fitted) else math.nan
-        epochs.append(Candidate(mean, fitted, f"epoch {epoch + 1}"))
+        mean = sum(losses) / len(losses) if _is_finite(fitted) else math.nan
+        last = Candidate(mean, fitted, f"epoch {epoch + 1} (rates x {slower:g})")
+        best = last if best is None else min(best, last, key=_rank)
         if not math.isfinite(mean):
             break
-    return epochs
+    assert best is not None, "fit() asks for an epoch at least"
+    return best, last
 
 
 def _snapshot(learnable: Learnable) -> Fitted:

@@ -101,7 +101,7 @@ def prepare(model: Decoder, task: Task) -> Prepared:
         SlmqError: a block puts out what is no number, even if rounded plainly.
     """
     require_weights(task.scheme, "omniquant")
-    settings = _settled(task)
+    settings = settled(task)
     assert task.calibration is not None, "omniquant.CALIBRATION"
     tokens = task.calibration.tokens
     source = model.to(torch.float32)
@@ -117,7 +117,7 @@ def prepare(model: Decoder, task: Task) -> Prepared:
         this = Block(source, layer, task.scheme, rotary_for(source, seen), seen, targets)
         fitted = _fitted(this, absmax, settings, task)
         scales = {
-            name: scale.to(model.weights[f"{NORM}.weight"]) for name, scale in fitted.scales.items()
+            name: scale.to(weights[f"{NORM}.weight"]) for name, scale in fitted.scales.items()
         }
         weights |= fold(shape, layer, model.weights, scales)
         clips |= {shape.block(layer, linear): factors for linear, factors in fitted.clips.items()}
@@ -127,8 +127,12 @@ def prepare(model: Decoder, task: Task) -> Prepared:
     return Prepared(dataclasses.replace(model, weights=weights), partial(round_clipped, clips))
 
 
-def _settled(task: Task) -> Settings:
-    """The settings with LET on or off."""
+def settled(task: Task) -> Settings:
+    """The task's settings, where LET is on or off: on where activations are rounded, unless said.
+
+    Raises:
+        UsageError: LET is off because of the scheme, and LWC by the settings.
+    """
     settings: Settings = task.settings
     if settings.let is not None:
         return settings
