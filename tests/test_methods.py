@@ -15,7 +15,7 @@ from slmq_edge.quantization import METHODS, Task, smoothquant, spinquant
 from slmq_edge.scheme import SCHEMES, scheme
 from tests.decoders import DECODERS, random_llama, random_qwen2, tokens_for
 
-FEW_STEPS = {"spinquant": {"steps": 3}}
+FEW_STEPS = {"spinquant": {"steps": 3}, "omniquant": {"epochs": 1}}
 INTEGER_SCHEMES = [name for name, found in SCHEMES.items() if found.activations is not None]
 
 

@@ -33,6 +33,7 @@ METHODS: dict[str, str] = {
     "none": "round to nearest, nothing prepared",
     "gptq": "round column by column, making up for each error in the columns to come",
     "smoothquant": "move the difficulty of rounding from activations into weights",
+    "omniquant": "learn, block by block, where to clip weights and how to scale channels",
     "spinquant": "rotate the stream by learned rotations, so that no channel stands out",
 }
 

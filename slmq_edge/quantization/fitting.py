@@ -1,0 +1,258 @@
+"""Fitting one rounded block to the float one, and never trusting that it worked.
+
+    loss = mean (F_q(X_q) - F(X))^2          one window a step, in order, by AdamW (METHODS 2.5)
+
+Learning can diverge, and at 8 bits it can end above where it began. So a block is measured before
+the first step: if the last epoch's mean loss is above that, or no number, the block is learned
+again at half the rates, and if nothing helps, the best state that was seen is kept. Nor is a state
+kept that loses more than plain rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from slmq_edge.anatomy import LINEARS, O
+from slmq_edge.decoder import Decoder, Operands, Project, block
+from slmq_edge.errors import SlmqError
+from slmq_edge.quantization.let import Scales, fold
+from slmq_edge.quantization.rounding import Extent, extent, fake_quantize
+from slmq_edge.scheme import Grid, Scheme
+
+# How often a block is learned again, each time at half the rate.
+RETRIES = 3
+
+# Called with the share of an attempt that is done, and the loss of the last window.
+Tell = Callable[[float, float], None]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Passes over the windows, and AdamW's rates for scales and for clips."""
+
+    epochs: int
+    let_rate: float
+    lwc_rate: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a block has learned; with nothing in it the block is rounded plainly.
+
+    scales: to fold (``let``). clips: linear within the block -> factors [2, out, groups] of the low
+    and of the high ends of its ranges.
+    """
+
+    scales: Scales
+    clips: dict[str, Tensor]
+
+
+PLAIN = Fitted({}, {})
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """What AdamW moves: the scales themselves, and the logits of the clip factors."""
+
+    scales: Scales
+    logits: dict[str, Tensor]
+
+    def fitted(self) -> Fitted:
+        clips = {linear: torch.sigmoid(logit) for linear, logit in self.logits.items()}
+        return Fitted(self.scales, clips)
+
+    def fresh(self) -> Learnable:
+        """A copy that learns."""
+        scales, logits = (
+            {name: t.detach().clone().requires_grad_() for name, t in kind.items()}
+            for kind in (self.scales, self.logits)
+        )
+        return Learnable(scales, logits)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A state of the block, its mean loss over all windows, and where it was seen."""
+
+    loss: float
+    fitted: Fitted
+    seen: str
+
+    @property
+    def rank(self) -> float:
+        """The loss; infinite where it is no number."""
+        return self.loss if math.isfinite(self.loss) else math.inf
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block to be fitted.
+
+    model: float32. rotary: of the windows' length. inputs: the rounded stream before it; targets:
+    one or two streams behind it, which it should put out; each [windows, length, hidden].
+    """
+
+    model: Decoder
+    layer: int
+    scheme: Scheme
+    rotary: tuple[Tensor, Tensor]
+    inputs: Tensor
+    targets: tuple[Tensor, ...]
+
+    def rounded(self, fitted: Fitted) -> Decoder:
+        """The model with this block folded, clipped and rounded; differentiable in ``fitted``."""
+        shape, grid = self.model.anatomy, self.scheme.weights
+        assert grid is not None, "prepare() requires it"
+        weights = self.model.weights | fold(shape, self.layer, self.model.weights, fitted.scales)
+        for linear in LINEARS:
+            name = f"{shape.block(self.layer, linear)}.weight"
+            found = clipped_extent(weights[name], grid, fitted.clips.get(linear))
+            weights[name] = fake_quantize(weights[name], grid, found)
+        return dataclasses.replace(self.model, weights=weights)
+
+    def loss(self, rounded: Decoder, window: int) -> Tensor:
+        """Mean squared error of the block's output for a window, summed over the targets."""
+        this, device = slice(window, window + 1), self.rotary[0].device
+        project, operands = rounding(rounded, self.scheme)
+        x = self.inputs[this].to(device)
+        out = block(rounded, self.layer, x, self.rotary, project, operands)
+        errors = [functional.mse_loss(out, target[this].to(device)) for target in self.targets]
+        return torch.stack(errors).sum()
+
+    def mean_loss(self, fitted: Fitted) -> float:
+        """Over all windows, with nothing moving."""
+        with torch.no_grad():
+            rounded = self.rounded(fitted)
+            losses = [self.loss(rounded, window).item() for window in range(len(self.inputs))]
+        return sum(losses) / len(losses)
+
+
+def clipped_extent(weight: Tensor, grid: Grid, factors: Tensor | None) -> Extent:
+    """The range of every group of ``weight`` [out, in], its ends times ``factors``.
+
+    factors: [2, out, groups], ``None`` for the whole range.
+    """
+    found = extent(weight, grid)
+    return found if factors is None else found.clipped(factors[0], factors[1])
+
+
+def rounding(model: Decoder, scheme: Scheme) -> tuple[Project, Operands]:
+    """How ``model`` runs under ``scheme``: inputs of linears and operands of attention rounded.
+
+    An input is rounded once for all linears that share it. All is differentiable (METHODS 2.1).
+    """
+
+    def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
+        is_mixed = linears[0].endswith(O) and scheme.mixed is not None
+        grid = scheme.mixed if is_mixed else scheme.activations
+        return model.project(_round_rows(inputs, grid), linears)
+
+    def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            _round_rows(query, scheme.query),
+            _round_rows(key, scheme.kv),
+            _round_rows(value, scheme.kv),
+        )
+
+    return project, operands
+
+
+def _round_rows(x: Tensor, grid: Grid | None) -> Tensor:
+    if grid is None:
+        return x
+    if grid.per == "tensor":
+        # A stand-in for the calibrated range, which is found when all blocks are folded.
+        return fake_quantize(x, grid, Extent(x.amin().view(1), x.amax().view(1)))
+    return fake_quantize(x, grid)
+
+
+def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, str | None]:
+    """Learn a block; with it, what a user should know where that did not go well.
+
+    Raises:
+        SlmqError: even the plainly rounded block puts out what is no number.
+    """
+    plain = Candidate(this.mean_loss(PLAIN), PLAIN, "plain rounding")
+    if not math.isfinite(plain.loss):
+        raise SlmqError(
+            f"learning block {this.layer + 1} is impossible: the loss is {plain.loss} even when it "
+            "is rounded plainly; are the model's weights damaged?"
+        )
+    fitted = start.fitted()
+    initial = Candidate(this.mean_loss(fitted), fitted, "the start")
+    learned, failed = initial, list[float]()
+    for retry in range(1 + RETRIES) if pace.epochs else ():
+        best, last = learn(this, start, pace, tell, 0.5**retry)
+        if math.isfinite(last.loss) and last.loss <= initial.rank:
+            learned = last
+            break
+        failed.append(last.loss)
+        learned = min(learned, best, key=_rank)
+    kept = min(learned, plain, key=_rank)
+    if not failed and (kept is learned or not pace.epochs):
+        return kept.fitted, None
+    if failed:
+        ends = ", ".join(f"{loss:.4g} (rates x {0.5**n:g})" for n, loss in enumerate(failed))
+        why = f"learning began at a loss of {initial.loss:.4g} and ended at {ends}"
+    else:
+        why = f"learning ended at a loss of {learned.loss:.4g}, no better than plain rounding"
+    said = f"omniquant, block {this.layer + 1}: {why}; kept {kept.seen}, {kept.loss:.4g}"
+    return kept.fitted, said
+
+
+def _rank(candidate: Candidate) -> float:
+    return candidate.rank
+
+
+def learn(
+    this: Block, start: Learnable, pace: Pace, tell: Tell, slower: float = 1.0
+) -> tuple[Candidate, Candidate]:
+    """The best epoch's state and the last one's, at ``slower`` times the rates.
+
+    The loss of an epoch is the mean while its state moved. Where learning diverges it ends, and the
+    last one's is nan.
+    """
+    learnable, windows = start.fresh(), len(this.inputs)
+    groups = (
+        {"params": list(learnable.scales.values()), "lr": slower * pace.let_rate},
+        {"params": list(learnable.logits.values()), "lr": slower * pace.lwc_rate},
+    )
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+    best: Candidate | None = None
+    for epoch in range(pace.epochs):
+        losses: list[float] = []
+        for window in range(windows):
+            loss = this.loss(this.rounded(learnable.fitted()), window)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                break
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            tell((epoch + (window + 1) / windows) / pace.epochs, losses[-1])
+        fitted = _snapshot(learnable)
+        mean = sum(losses) / len(losses) if _is_finite(fitted) else math.nan
+        last = Candidate(mean, fitted, f"epoch {epoch + 1} (rates x {slower:g})")
+        best = last if best is None else min(best, last, key=_rank)
+        if not math.isfinite(mean):
+            break
+    assert best is not None, "fit() asks for an epoch at least"
+    return best, last
+
+
+def _snapshot(learnable: Learnable) -> Fitted:
+    with torch.no_grad():
+        fitted = learnable.fitted()
+        scales = {name: scale.detach().clone() for name, scale in fitted.scales.items()}
+    return Fitted(scales, fitted.clips)
+
+
+def _is_finite(fitted: Fitted) -> bool:
+    return all(bool(t.isfinite().all()) for t in (*fitted.scales.values(), *fitted.clips.values()))
