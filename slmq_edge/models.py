@@ -51,12 +51,20 @@ class Source:
         return {"name": self.name, "origin": self.origin, "revision": self.revision}
 
 
-def find(model: str) -> Source:
-    """Resolve a built-in name, a local folder or a hub id.
+def find(model: str, revision: str | None = None) -> Source:
+    """Resolve a built-in name, a local folder or a hub id; a ``revision`` is the hub's.
 
     Raises:
         NotFound: none of the three; says what was tried, and guesses.
+        UsageError: one of ours, quantized already; a revision of what is not from the hub.
     """
+    found = _find(model, revision)
+    if revision is not None and found.origin != "hub":
+        raise UsageError(f"{model} is no hub model: it has no --revision {revision}")
+    return found
+
+
+def _find(model: str, revision: str | None) -> Source:
     if model in builtin.MODELS:
         return Source(model, "built-in", builtin.folder(model))
     path = Path(model)
@@ -74,10 +82,10 @@ def find(model: str) -> Source:
             f"no model '{model}'{guess}: give a folder, a hub id "
             f"(like {DEFAULT_MODEL}), or one of {', '.join(builtin.MODELS)}"
         )
-    return _download(model)
+    return _download(model, revision)
 
 
-def _download(model: str) -> Source:
+def _download(model: str, revision: str | None) -> Source:
     """Fetch a hub repository's config, safetensors and tokenizer (no code, no pickle)."""
     try:
         import huggingface_hub
@@ -86,7 +94,7 @@ def _download(model: str) -> Source:
     instead = f" Without network, use a local folder or the built-in {builtin.MODELS[0]}."
     with hub_errors_as(f"'{model}'", instead):
         folder = huggingface_hub.snapshot_download(
-            model, allow_patterns=["*.safetensors", "*.json"]
+            model, revision=revision, allow_patterns=["*.safetensors", "*.json"]
         )
     path = Path(folder)
     return Source(model, "hub", path, revision=path.name)
