@@ -72,6 +72,10 @@ class Meter:
         }
 
     def _enter(self, stage: str) -> None:
+        if stage != self._stage and self._device != "cpu":
+            import torch
+
+            torch.cuda.synchronize(self._device)  # what was asked for belongs to the stage it ends
         now = self._clock()
         self._stages[self._stage] = self._stages.get(self._stage, 0.0) + now - self._begun
         self._stage, self._begun = stage, now

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slmq_edge.presets import ALPHA, UPSTREAM
-from slmq_edge.scheme import Scheme, words_of
+from slmq_edge.presets import UPSTREAM
+from slmq_edge.scheme import WORDS, Scheme, words_of
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,19 @@ def _changed(run: Run) -> list[str]:
     """What was chosen otherwise than the released code's defaults, value by value."""
     upstream, words = UPSTREAM[run.method], words_of(run.scheme) or {}
     bits = run.scheme.weights.bits if run.scheme.weights else 8
-    released = {
+    released: dict[str, tuple[Any, Any]] = {
         "symmetry of weights": (words.get("weights"), upstream.weights),
         "symmetry of activations": (words.get("activations"), upstream.activations),
         "windows": (run.windows, upstream.windows),
         "length": (run.length, upstream.length),
     }
-    values = upstream.values(bits if bits in ALPHA else 8)
+    for word in ("activation_scale", "kv", "lm_head", "embedding"):
+        released[word.replace("_", " ")] = (words.get(word), WORDS[word][0])
+    released["group of weights"] = (run.scheme.weights and run.scheme.weights.group, "the row")
+    values = upstream.values(bits)
     released |= {name: (run.settings.get(name), value) for name, value in values.items()}
     return [
         f"{name} {ours}; released: {theirs}"
         for name, (ours, theirs) in released.items()
-        if ours is not None and ours != theirs
+        if ours is not None and str(ours) != str(theirs)
     ]

@@ -134,10 +134,11 @@ def quantize(
     Raises:
         SlmqError: damaged weights, a text too short, a loss that is no number.
     """
+    tokenizer = None if planned.text is None else models.read_tokenizer(planned.source.folder)
     meter = Meter(planned.device, "tokenizing")
     report = meter.watched(progress)
     report(0.0, "tokenizing")
-    calibration = _calibration(planned)
+    calibration = _calibration(planned, tokenizer)
     finished = _finished(planned)
     done = 0 if finished is None else finished.count
     if done:
@@ -217,11 +218,10 @@ def _read(planned: Plan) -> Decoder:
     return models.read(planned.source.folder).to(torch.float32, planned.device)
 
 
-def _calibration(planned: Plan) -> Calibration | None:
+def _calibration(planned: Plan, tokenizer: Any) -> Calibration | None:
     """Windows of the text, for the method and for golden prompts; ``None`` without a text."""
     if planned.text is None:
         return None
-    tokenizer = models.read_tokenizer(planned.source.folder)
     found = calibrations.cut(planned.text, tokenizer, planned.size)
     if int(found.tokens.max()) >= planned.anatomy.vocab:
         raise Damaged(
