@@ -178,9 +178,8 @@ def _made(planned: Plan, task: Task) -> Checkpoint:
     from slmq_edge.quantization import ranges
 
     request, source, calibration = planned.request, planned.source, task.calibration
-    task.progress(0.0, "reading the model")
     # The model read is nobody's but the method's: what it replaces is freed as it goes.
-    prepared = method(request.method).prepare(_read(planned), task)
+    prepared = method(request.method).prepare(_read(planned, task.progress), task)
     inputs: dict[str, Steps] = {}
     if request.scheme.is_static:
         assert calibration is not None, "plan() sees to it"
@@ -212,10 +211,13 @@ def _made(planned: Plan, task: Task) -> Checkpoint:
     )
 
 
-def _read(planned: Plan) -> Decoder:
+def _read(planned: Plan, progress: Progress) -> Decoder:
     import torch
 
-    return models.read(planned.source.folder).to(torch.float32, planned.device)
+    progress(0.0, "reading the model")
+    model = models.read(planned.source.folder).to(torch.float32, planned.device)
+    progress(0.0, f"preparing by {planned.request.method}")
+    return model
 
 
 def _calibration(planned: Plan, tokenizer: Any) -> Calibration | None:
