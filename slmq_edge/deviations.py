@@ -38,6 +38,7 @@ def _is_set(name: str, value: Any) -> Callable[[Run], bool]:
     return lambda run: run.settings.get(name) == value
 
 
+ARITHMETIC = "arithmetic of rounding is float32; released: bfloat16"
 # By method: when, and what. The first part of a line is what was done here.
 KNOWN: dict[str, tuple[tuple[Callable[[Run], bool], str], ...]] = {
     "none": (),
@@ -48,6 +49,7 @@ KNOWN: dict[str, tuple[tuple[Callable[[Run], bool], str], ...]] = {
             lambda run: run.scheme.weights is not None and run.scheme.weights.bits == 4,
             "4-bit weights; released: 8-bit alone",
         ),
+        (_always, ARITHMETIC),
         (_is_set("alpha", "auto"), "alpha is searched; released: 0.85 for a Llama"),
     ),
     "gptq": (),
@@ -76,13 +78,13 @@ KNOWN: dict[str, tuple[tuple[Callable[[Run], bool], str], ...]] = {
         ),
         (_is_set("online", False), "down_proj's input is not rotated; released: it is"),
         (_is_set("rounding", "nearest"), "weights are rounded to nearest; released: by GPTQ"),
+        (_always, ARITHMETIC),
         (_always, "the embedding's mean is kept, b_v is rotated; released: neither"),
         (_always, "a tied table stays one table; released: a copy is made"),
         (_always, "no random retraction while learning, rotations made orthogonal at the end"),
     ),
 }
 WINDOWS = "windows are spread evenly over the text; released: drawn or taken from its start"
-ARITHMETIC = "arithmetic of rounding is float32; released: the model's 16-bit type"
 TEXTS = {"smoothquant": "the Pile's validation set"}
 
 
@@ -91,7 +93,7 @@ def deviations(run: Run) -> tuple[str, ...]:
     lines = [text for applies, text in KNOWN.get(run.method, ()) if applies(run)]
     if run.method == "none" or run.method not in UPSTREAM:
         return tuple(lines)
-    lines += [ARITHMETIC, *_of_text(run), *_changed(run)]
+    lines += [*_of_text(run), *_changed(run)]
     return tuple(lines)
 
 

@@ -6,7 +6,7 @@
     device = "cpu"
 
     [scheme]            name, and the words of slmq_edge.scheme.WORDS
-    [calibration]       file, sha256 of its documents, windows, length
+    [calibration]       file as it was typed, sha256 of its documents, windows, length
     [settings]          the method's own
 
 A checkpoint keeps the recipe by which it was made, every value resolved; ``--config`` makes it

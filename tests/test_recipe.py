@@ -82,7 +82,9 @@ def test_a_recipe_makes_the_same_checkpoint_to_the_last_bit(here: Path) -> None:
 
 
 def test_a_recipe_travels_through_checkpoint_and_bundle(here: Path) -> None:
-    done(slmq("quantize", "demo-llama", "--method", "none", "-o", "checkpoint"))
+    (here / "text.txt").write_text("The otter lives in the river, and eats fish. " * 400)
+    flags = ("--method", "none", "--calib", "text.txt", *SMALL)
+    done(slmq("quantize", "demo-llama", *flags, "-o", "checkpoint"))
     loaded = checkpoints.load(here / "checkpoint")
     assert loaded.recipe is not None
     assert loaded.recipe["method"] == "none"

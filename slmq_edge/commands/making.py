@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from slmq_edge import presets
 from slmq_edge.files import check_not_input, check_space
@@ -77,4 +76,5 @@ def largest_bytes(found: Plan) -> int:
 
 
 def note(text: str) -> None:
-    typer.echo(f"note: {text}", err=True)
+    # Not by echo, which goes round the progress bar that stands for stderr and into its middle.
+    sys.stderr.write(f"note: {text}\n")
