@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +106,12 @@ def _of_text(run: Run) -> list[str]:
 
 def _changed(run: Run) -> list[str]:
     """What was chosen otherwise than the released code's defaults, value by value."""
-    upstream, words = UPSTREAM[run.method], words_of(run.scheme) or {}
+    upstream = UPSTREAM[run.method]
+    # Of what no words say, the released code has as much: it is no change.
+    sayable = dataclasses.replace(run.scheme, query=None, mixed=None)
+    if run.scheme.query is not None:
+        sayable = dataclasses.replace(sayable, kv=None)
+    words = words_of(sayable) or {}
     bits = run.scheme.weights.bits if run.scheme.weights else 8
     released: dict[str, tuple[Any, Any]] = {
         "symmetry of weights": (words.get("weights"), upstream.weights),

@@ -32,7 +32,8 @@ class Preset:
     """What one preset says of one method.
 
     windows, length: of the calibration, ``None`` leaves them to the method. settings: by name, a
-    value, or a value for each number of weight bits; a method takes those that it knows.
+    value, or a value for each number of weight bits; a method takes those that it knows. What a
+    method derives from scheme and other settings (let, learn_weights) is left to it.
     """
 
     weights: str = "symmetric"
@@ -74,7 +75,6 @@ UPSTREAM: dict[str, Preset] = {
         length=2048,
         settings={
             "epochs": 20,
-            "let": True,
             "lwc": True,
             "let_rate": 5e-3,
             "lwc_rate": 1e-2,
@@ -91,7 +91,6 @@ UPSTREAM: dict[str, Preset] = {
             "steps": 100,
             "rate": 1.5,
             "clip": 1.0,
-            "learn_weights": 16,
             "online": "auto",
             "rounding": "gptq",
             "damping": 0.01,

@@ -93,6 +93,7 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
         SlmqError: one line for the first thing that is wrong.
     """
     chosen = method(request.method)
+    words = words_of(request.scheme)
     preset = Preset() if request.preset is None else presets.preset(request.preset, request.method)
     bits = request.scheme.weights.bits if request.scheme.weights else 8
     settings = settings_of(chosen.Settings, request.method, request.settings, preset.values(bits))
@@ -106,6 +107,12 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     source = models.find(model, request.revision)
     shape = models.read_anatomy(source.folder)
     models.weight_files(source.folder)
+    if request.preset == presets.EXACT:
+        exact = presets.as_released(request.scheme, request.method, shape)
+        request = dataclasses.replace(request, scheme=exact)
+    check = getattr(chosen, "check", None)
+    if check is not None:
+        check(shape, request.scheme, settings)
     if calibrates and text is None:
         text = calibrations.default_text(source)
         if text.note:
@@ -116,11 +123,7 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     if output is not None:
         unfinished = output.absolute().parent / f".{output.absolute().name}.unfinished"
     found = Plan(source, shape, request, settings, text, device, size, None, unfinished)
-    found = dataclasses.replace(found, recipe=_recipe(model, found))
-    if request.preset == presets.EXACT:
-        exact = presets.as_released(request.scheme, request.method, shape)
-        found = dataclasses.replace(found, request=dataclasses.replace(request, scheme=exact))
-    return found
+    return dataclasses.replace(found, recipe=_recipe(model, found, words))
 
 
 def quantize(
@@ -242,10 +245,9 @@ def _size(request: Request, preset: Preset, chosen: Method, shape: Anatomy) -> S
     )
 
 
-def _recipe(model: str, planned: Plan) -> Recipe | None:
-    """The request in words, with every value that it leads to."""
+def _recipe(model: str, planned: Plan, words: dict[str, Any] | None) -> Recipe | None:
+    """The request in words (its scheme's are ``words``), with every value that it leads to."""
     request, text = planned.request, planned.text
-    words = words_of(request.scheme)
     if words is None:
         return None
     settings = dataclasses.asdict(planned.settings)
@@ -258,9 +260,6 @@ def _recipe(model: str, planned: Plan) -> Recipe | None:
         windows=None if size is None else size.windows,
         length=None if size is None else size.length,
     )
-    if request.preset == presets.EXACT:
-        exact = presets.as_released(request.scheme, request.method, planned.anatomy)
-        run = dataclasses.replace(run, scheme=exact)
     calibration: dict[str, Any] = {}
     if text is not None:
         calibration = {"text": text.name, "sha256": text.sha256} | dataclasses.asdict(planned.size)

@@ -25,7 +25,10 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "steps": ("N", "spinquant: steps of learning (100); 0 keeps random Hadamard rotations."),
     "rate": ("RATE", "spinquant: learning rate of the first step (1.5)."),
     "seed": ("N", "spinquant: seed of the first rotations (0)."),
-    "learn_weights": ("BITS", "spinquant: weights while learning: 16, or target: the scheme's."),
+    "learn_weights": (
+        "BITS",
+        "spinquant: weights while learning: 16, or target: the scheme's. Default: 16 before GPTQ.",
+    ),
     "online": (None, "spinquant: rotate down_proj's input at run time. Default: where it can be."),
     "rounding": ("NAME", "spinquant: gptq or nearest, once rotated (gptq)."),
     "epochs": ("N", "omniquant: passes over the windows, block by block (20)."),
@@ -73,9 +76,8 @@ def settings_of(
                 f"method {method} has no setting {option(name)}{did_you_mean(name, known)}; "
                 f"its settings: {listed}"
             )
-    values = {name: value for name, value in defaults.items() if name in known}
-    values |= {name: coerced(option(name), types[name], value) for name, value in given.items()}
-    return kind(**values)
+    said = {name: value for name, value in defaults.items() if name in known} | dict(given)
+    return kind(**{name: coerced(option(name), types[name], x) for name, x in said.items()})
 
 
 def option(name: str) -> str:

@@ -10,10 +10,12 @@ from typing import Literal
 import pytest
 
 from slmq_edge import quantization
+from slmq_edge.anatomy import Anatomy
 from slmq_edge.calibration import Size
 from slmq_edge.decoder import Decoder
-from slmq_edge.errors import UsageError
+from slmq_edge.errors import Unsupported, UsageError
 from slmq_edge.quantization import Prepared, Task
+from slmq_edge.scheme import Scheme
 
 NAME = "blocks"
 
@@ -47,6 +49,10 @@ def install(patch: pytest.MonkeyPatch) -> Script:
     """Make the method known under ``NAME`` for as long as the test runs."""
     script = Script()
 
+    def check(shape: Anatomy, scheme: Scheme, settings: Settings) -> None:
+        if settings.gqa == "never":
+            raise Unsupported(f"blocks cannot do {scheme.name} with {shape.heads} heads")
+
     def prepare(model: Decoder, task: Task) -> Prepared:
         assert task.calibration is not None
         weights, total = dict(model.weights), model.anatomy.layers
@@ -68,7 +74,7 @@ def install(patch: pytest.MonkeyPatch) -> Script:
         return Prepared(Decoder(model.anatomy, weights))
 
     module = types.ModuleType(f"slmq_edge.quantization.{NAME}")
-    module.__dict__.update(Settings=Settings, CALIBRATION=Size(8, 64), prepare=prepare)
+    module.__dict__.update(Settings=Settings, CALIBRATION=Size(8, 64), check=check, prepare=prepare)
     patch.setitem(sys.modules, module.__name__, module)
     patch.setitem(quantization.METHODS, NAME, "a method under test")
     return script

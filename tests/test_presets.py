@@ -94,9 +94,16 @@ def test_a_preset_names_settings_that_there_are(name: str, method: str) -> None:
     """A setting without an option must be a field; one with an option may be another release's."""
     kind = quantization.method(method).Settings
     fields = {field.name for field in dataclasses.fields(kind)}
-    others = {"let", "lwc", "augmented", "clip_search", "clip"}
+    others = {"lwc", "augmented", "clip_search", "clip"}
     assert set(preset(name, method).settings) <= fields | set(OPTIONS) | others
     settings_of(kind, method, {}, preset(name, method).values(8))
+
+
+def test_a_method_refuses_before_the_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    method_in_blocks.install(monkeypatch)
+    request = Request(scheme("w8a8"), method_in_blocks.NAME, settings={"gqa": "never"})
+    with pytest.raises(Unsupported, match="blocks cannot do w8a8 with"):
+        plan("demo-llama", request)
 
 
 def test_alpha_follows_the_weights() -> None:
