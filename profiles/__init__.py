@@ -21,6 +21,9 @@ class Profile(Protocol):
     def memory(self) -> Mapping[str, int | None]:
         """Return bytes by kind, now. None where this machine does not say."""
 
+    def energy(self) -> float | None:
+        """Return joules since the first call. None where this machine does not say."""
+
     def facts(self) -> Mapping[str, Any]:
         """Return the kind of adapter, and a reason for every None."""
 

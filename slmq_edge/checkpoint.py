@@ -26,6 +26,7 @@ from slmq_edge.errors import Damaged
 from slmq_edge.files import CHECKPOINT_FILE, describe, new_folder
 from slmq_edge.models import TOKENIZER_FILES, check_tensors, load_tensors
 from slmq_edge.packing import pack4, unpack4
+from slmq_edge.recipe import FILE as RECIPE
 from slmq_edge.runner.manifest import read_manifest, verify
 from slmq_edge.scheme import Grid, Scheme
 
@@ -39,7 +40,6 @@ FORMAT = "slmq-edge-checkpoint"
 VERSION = 2
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
-RECIPE = "recipe.toml"
 PROMPTS = "golden.prompts"
 ROTATIONS = (f"{names.EMBED_ROTATION}.weight", f"{names.HEAD_ROTATION}.weight")
 
@@ -105,7 +105,8 @@ class Checkpoint:
     integers: full name of linear (or of the tied table) -> its integer weight. tensors: all that
     stays float32, by tensor name. inputs: of static activations, full name of the first linear that
     reads them -> scale and zero point [1]. online: rotations left for run time. notes: what the
-    method had to say, a line each. extras: files that travel along unchanged, by name. prompts:
+    method had to say, a line each. recipe: the words that make it again, ``None`` where no words
+    can. extras: files that travel along unchanged, by name. prompts:
     int64 [windows, length] of the calibration text, for golden prompts.
     """
 
@@ -123,6 +124,7 @@ class Checkpoint:
     online: Online = NOTHING_ONLINE
     inputs: dict[str, Steps] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    recipe: dict[str, Any] | None = None
 
     def integer_weight(self, linear: str) -> IntegerWeight | None:
         """The integers a linear multiplies by, or ``None`` where it multiplies floats."""
@@ -190,6 +192,7 @@ def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, A
             "online": dataclasses.asdict(checkpoint.online),
             "static_inputs": list(checkpoint.inputs),
             "notes": list(checkpoint.notes),
+            "recipe": checkpoint.recipe,
             "source": checkpoint.source,
             "calibration": checkpoint.calibration,
             "cost": checkpoint.cost,
@@ -243,13 +246,14 @@ def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tens
         tensors=tensors,
         extras={
             name: (folder / name).read_bytes()
-            for name in (CONFIG, *TOKENIZER_FILES)
+            for name in (CONFIG, RECIPE, *TOKENIZER_FILES)
             if name in manifest["files"]
         },
         prompts=prompts,
         online=Online(**manifest["online"]),
         inputs=inputs,
         notes=tuple(manifest["notes"]),
+        recipe=manifest.get("recipe"),
         **{key: manifest[key] for key in _PLAIN},
     )
 

@@ -15,6 +15,7 @@ from slmq_edge.commands.compare import compare
 from slmq_edge.commands.export import export
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
+from slmq_edge.commands.report import app as report
 from slmq_edge.errors import SlmqError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.command("quantize")(quantize_command)
 app.command("export")(export)
 app.command("profile")(profile)
 app.command("compare")(compare)
+app.add_typer(report, name="report")
 
 
 @app.callback(invoke_without_command=True)

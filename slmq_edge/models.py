@@ -51,12 +51,20 @@ class Source:
         return {"name": self.name, "origin": self.origin, "revision": self.revision}
 
 
-def find(model: str) -> Source:
-    """Resolve a built-in name, a local folder or a hub id.
+def find(model: str, revision: str | None = None) -> Source:
+    """Resolve a built-in name, a local folder or a hub id; a ``revision`` is the hub's.
 
     Raises:
         NotFound: none of the three; says what was tried, and guesses.
+        UsageError: one of ours, quantized already; a revision of what is not from the hub.
     """
+    found = _find(model, revision)
+    if revision is not None and found.origin != "hub":
+        raise UsageError(f"{model} is no hub model: it has no --revision {revision}")
+    return found
+
+
+def _find(model: str, revision: str | None) -> Source:
     if model in builtin.MODELS:
         return Source(model, "built-in", builtin.folder(model))
     path = Path(model)
@@ -74,10 +82,10 @@ def find(model: str) -> Source:
             f"no model '{model}'{guess}: give a folder, a hub id "
             f"(like {DEFAULT_MODEL}), or one of {', '.join(builtin.MODELS)}"
         )
-    return _download(model)
+    return _download(model, revision)
 
 
-def _download(model: str) -> Source:
+def _download(model: str, revision: str | None) -> Source:
     """Fetch a hub repository's config, safetensors and tokenizer (no code, no pickle)."""
     try:
         import huggingface_hub
@@ -86,7 +94,7 @@ def _download(model: str) -> Source:
     instead = f" Without network, use a local folder or the built-in {builtin.MODELS[0]}."
     with hub_errors_as(f"'{model}'", instead):
         folder = huggingface_hub.snapshot_download(
-            model, allow_patterns=["*.safetensors", "*.json"]
+            model, revision=revision, allow_patterns=["*.safetensors", "*.json"]
         )
     path = Path(folder)
     return Source(model, "hub", path, revision=path.name)
@@ -159,6 +167,9 @@ def read_anatomy(folder: Path) -> Anatomy:
 def read(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
     """Read a model's weights into memory as ``dtype`` (float32 unless told).
 
+    Tensor by tensor, each through a mapping of its own, so that no file is held besides the model
+    that is made of it.
+
     Raises:
         NotFound: no safetensors in the folder.
         Damaged: a file is truncated, or a tensor is missing, extra or of the wrong shape.
@@ -170,12 +181,12 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> Decoder:
     shape = read_anatomy(folder)
     weights: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
-        weights.update(load_tensors(file))
-    weights = {
-        name: tensor.to(dtype or torch.float32)
-        for name, tensor in weights.items()
-        if not _recomputed(name, shape)
-    }
+        with _opened(file) as tensors:
+            names = list(tensors.keys())
+        for name in names:
+            if not _recomputed(name, shape):
+                with _opened(file) as tensors:
+                    weights[name] = tensors.get_tensor(name).to(dtype or torch.float32)
     check_tensors({name: tuple(t.shape) for name, t in weights.items()}, shape, folder)
     return Decoder(shape, weights)
 
@@ -186,16 +197,22 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     Raises:
         Damaged: the file is truncated or not safetensors.
     """
+    with _opened(file) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118  no dict
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, mapped: ``keys()`` and ``get_tensor(name)``."""
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingExtra("safetensors", "quantize") from error
     try:
-        loaded: dict[str, torch.Tensor] = load_file(file)
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
     except SafetensorError as error:
         raise Damaged(f"{file} is damaged or truncated: {_line(error)}") from error
-    return loaded
 
 
 def check_tensors(found: Mapping[str, tuple[int, ...]], shape: Anatomy, place: Path) -> None:

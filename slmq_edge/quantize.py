@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmq_edge import __version__, models, presets, recipe
 from slmq_edge import calibration as calibrations
-from slmq_edge import models
 from slmq_edge.anatomy import Anatomy
-from slmq_edge.errors import Damaged, UsageError, did_you_mean
+from slmq_edge.calibration import Size
+from slmq_edge.cost import Meter
+from slmq_edge.deviations import Run, deviations
+from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError, did_you_mean
+from slmq_edge.presets import Preset
 from slmq_edge.quantization import Method, Progress, Task, method
-from slmq_edge.scheme import Scheme, require_weights
+from slmq_edge.recipe import Recipe
+from slmq_edge.scheme import Scheme, require_weights, words_of
+from slmq_edge.settings import settings_of
 
 if TYPE_CHECKING:
     from slmq_edge.calibration import Calibration, Text
     from slmq_edge.checkpoint import Checkpoint
+    from slmq_edge.decoder import Decoder
     from slmq_edge.models import Source
+    from slmq_edge.quantization.finished import Finished
     from slmq_edge.quantization.rounding import Steps
+
+# What static ranges are found on where the method itself looks at no text.
+RANGES = Size(windows=128, length=512)
+
+Note = Callable[[str], None]
+
+
+def _unheard(line: str) -> None:
+    """No one to tell."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to quantize and how; ``None`` leaves a choice to the method's default.
+    """What to quantize and how; ``None`` leaves a choice to the preset, or to the method.
 
-    windows, length: calibration size; settings: fields of the method's own ``Settings``.
+    windows, length: calibration size; settings: fields of the method's own ``Settings``, as values
+    or as text. preset: of windows, length and settings that are not given, and ``upstream-exact``
+    of what is rounded; the rest of the scheme is as it stands. revision: of a hub model.
+    text_sha256: what the calibration text's must be. spill: folder for activations. fresh: forget
+    what an interrupted run has finished.
     """
 
     scheme: Scheme
@@ -37,11 +58,20 @@ class Request:
     length: int | None = None
     device: str = "cpu"
     settings: dict[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    revision: str | None = None
+    text_sha256: str | None = None
+    spill: Path | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose every mistake has been found: model, method, settings, text, device."""
+    """A request whose every mistake has been found: model, method, settings, text, device.
+
+    size: of the calibration. recipe: the words that make the same again, ``None`` where no words
+    can. unfinished: where finished blocks are kept until ``forget``; ``None``: nowhere.
+    """
 
     source: Source
     anatomy: Anatomy
@@ -49,59 +79,123 @@ class Plan:
     settings: Any
     text: Text | None
     device: str
+    size: Size
+    recipe: Recipe | None = None
+    unfinished: Path | None = None
 
 
-def plan(model: str, request: Request, note: Callable[[str], None] = lambda _: None) -> Plan:
+def plan(model: str, request: Request, note: Note = _unheard, output: Path | None = None) -> Plan:
     """Check everything that can be checked before the model is read.
+
+    output: what the checkpoint will become; finished blocks are kept beside it.
 
     Raises:
         SlmqError: one line for the first thing that is wrong.
     """
     chosen = method(request.method)
-    settings = _settings(chosen, request)
+    words = words_of(request.scheme)
+    preset = Preset() if request.preset is None else presets.preset(request.preset, request.method)
+    bits = request.scheme.weights.bits if request.scheme.weights else 8
+    settings = settings_of(chosen.Settings, request.method, request.settings, preset.values(bits))
     if request.method != "none":
         require_weights(request.scheme, request.method)
     device = _device(request.device)
-    if chosen.CALIBRATION is None:
-        _refuse_sizes_of_nothing(request)
+    _check_spill(request.spill)
+    calibrates = chosen.CALIBRATION is not None or request.scheme.is_static
+    _check_sizes(request, calibrates)
     text = calibrations.read_text(request.calib) if request.calib is not None else None
-    source = models.find(model)
+    source = models.find(model, request.revision)
     shape = models.read_anatomy(source.folder)
     models.weight_files(source.folder)
-    if chosen.CALIBRATION is not None and text is None:
+    if request.preset == presets.EXACT:
+        exact = presets.as_released(request.scheme, request.method, shape)
+        request = dataclasses.replace(request, scheme=exact)
+    check = getattr(chosen, "check", None)
+    if check is not None:
+        check(shape, request.scheme, settings)
+    if calibrates and text is None:
         text = calibrations.default_text(source)
         if text.note:
             note(text.note)
-    return Plan(source, shape, request, settings, text, device)
+    _check_text(text, request.text_sha256)
+    size = _size(request, preset, chosen, shape)
+    unfinished = None
+    if output is not None:
+        unfinished = output.absolute().parent / f".{output.absolute().name}.unfinished"
+    found = Plan(source, shape, request, settings, text, device, size, None, unfinished)
+    return dataclasses.replace(found, recipe=_recipe(model, found, words))
 
 
-def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Checkpoint:
-    """Carry a plan out.
+def quantize(
+    planned: Plan, progress: Progress = lambda share, what: None, note: Note = _unheard
+) -> Checkpoint:
+    """Carry a plan out. ``note`` hears, a line at a time, what the method has to say.
+
+    Blocks that are finished stay in ``planned.unfinished``, so that the same plan goes on behind
+    them: call ``forget`` when the checkpoint is written.
 
     Raises:
         SlmqError: damaged weights, a text too short, a loss that is no number.
     """
-    import torch
+    tokenizer = None if planned.text is None else models.read_tokenizer(planned.source.folder)
+    meter = Meter(planned.device, "tokenizing")
+    report = meter.watched(progress)
+    report(0.0, "tokenizing")
+    calibration = _calibration(planned, tokenizer)
+    finished = _finished(planned)
+    done = 0 if finished is None else finished.count
+    if done:
+        note(f"going on behind block {done} of a run that was interrupted (--fresh starts anew)")
+    notes: list[str] = []
 
+    def tell(line: str) -> None:
+        notes.append(line)
+        note(line)
+
+    request = planned.request
+    task = Task(
+        request.scheme, planned.settings, calibration, report, tell, finished, request.spill
+    )
+    try:
+        made = _made(planned, task)
+    except BaseException as error:
+        _keep(finished, note, isinstance(error, KeyboardInterrupt))
+        raise
+    cost = meter.read() | {
+        "calibration_tokens": 0 if calibration is None else calibration.tokens.numel(),
+        "calibration_sha256": None if planned.text is None else planned.text.sha256,
+        "resumed_behind_block": done,
+    }
+    return dataclasses.replace(made, cost=cost, notes=tuple(notes))
+
+
+def forget(planned: Plan) -> None:
+    """What was planned is written: the blocks kept for going on are not needed any more."""
+    if planned.unfinished is not None and planned.unfinished.is_dir():
+        _finished_folder(planned).remove()
+
+
+def _made(planned: Plan, task: Task) -> Checkpoint:
+    """The checkpoint, but for its cost and its notes."""
     from slmq_edge.checkpoint import Checkpoint, extras_of, round_rest
     from slmq_edge.quantization import ranges
 
-    request, source = planned.request, planned.source
-    chosen = method(request.method)
-    meter = _Meter(planned.device)
-    progress(0.0, "reading the model")
-    model = models.read(source.folder).to(torch.float32, planned.device)
-    calibration = _calibration(chosen, planned)
-    notes: list[str] = []
-    task = Task(request.scheme, planned.settings, calibration, progress, notes.append)
-    prepared = chosen.prepare(model, task)
-    progress(0.0, "rounding")
+    request, source, calibration = planned.request, planned.source, task.calibration
+    # The model read is nobody's but the method's: what it replaces is freed as it goes.
+    prepared = method(request.method).prepare(_read(planned, task.progress), task)
     inputs: dict[str, Steps] = {}
     if request.scheme.is_static:
         assert calibration is not None, "plan() sees to it"
-        inputs = ranges.find(prepared.model, calibration.tokens, request.scheme, progress)
+        tokens = calibration.tokens.to(planned.device)
+        inputs = ranges.find(prepared.model, tokens, request.scheme, task.progress)
+    task.progress(0.0, "rounding")
     integers = prepared.round_linears(prepared.model, task)
+    task.progress(1.0, "rounding")
     rest, tensors = round_rest(prepared.model, request.scheme)
+    extras = extras_of(source.folder)
+    if planned.recipe is not None:
+        heading = f"slmq-edge {__version__}: slmq-edge quantize --config {recipe.FILE}"
+        extras[recipe.FILE] = recipe.text(planned.recipe, heading).encode()
     return Checkpoint(
         anatomy=planned.anatomy,
         scheme=request.scheme,
@@ -111,25 +205,29 @@ def quantize(planned: Plan, progress: Progress = lambda share, what: None) -> Ch
         settings=dataclasses.asdict(planned.settings),
         source=source.as_json(),
         calibration=calibration.as_json() if calibration else None,
-        cost=meter.read(),
-        extras=extras_of(source.folder),
+        cost={},
+        extras=extras,
         prompts=calibration.prompts if calibration else None,
         online=prepared.model.online,
         inputs=inputs,
-        notes=tuple(notes),
+        recipe=None if planned.recipe is None else planned.recipe.as_json(),
     )
 
 
-def _calibration(chosen: Method, planned: Plan) -> Calibration | None:
+def _read(planned: Plan, progress: Progress) -> Decoder:
+    import torch
+
+    progress(0.0, "reading the model")
+    model = models.read(planned.source.folder).to(torch.float32, planned.device)
+    progress(0.0, f"preparing by {planned.request.method}")
+    return model
+
+
+def _calibration(planned: Plan, tokenizer: Any) -> Calibration | None:
     """Windows of the text, for the method and for golden prompts; ``None`` without a text."""
     if planned.text is None:
         return None
-    request, asked = planned.request, chosen.CALIBRATION or calibrations.PROMPTS
-    size = calibrations.Size(
-        windows=request.windows or asked.windows,
-        length=min(request.length or asked.length, planned.anatomy.max_positions),
-    )
-    found = calibrations.cut(planned.text, models.read_tokenizer(planned.source.folder), size)
+    found = calibrations.cut(planned.text, tokenizer, planned.size)
     if int(found.tokens.max()) >= planned.anatomy.vocab:
         raise Damaged(
             f"{planned.source.name}: its tokenizer knows token {int(found.tokens.max())}, "
@@ -138,27 +236,123 @@ def _calibration(chosen: Method, planned: Plan) -> Calibration | None:
     return found
 
 
-def _settings(chosen: Method, request: Request) -> Any:
-    known = [f.name for f in dataclasses.fields(chosen.Settings)]
-    given = {name: value for name, value in request.settings.items() if value is not None}
-    for name in given:
-        if name not in known:
-            listed = ", ".join(f"--{k}" for k in known) or "none"
-            raise UsageError(
-                f"method {request.method} has no setting --{name}{did_you_mean(name, known)}; "
-                f"its settings: {listed}"
-            )
-    return chosen.Settings(**given)
+def _size(request: Request, preset: Preset, chosen: Method, shape: Anatomy) -> Size:
+    own = RANGES if request.scheme.is_static else calibrations.PROMPTS
+    asked = chosen.CALIBRATION or own
+    return Size(
+        windows=request.windows or preset.windows or asked.windows,
+        length=min(request.length or preset.length or asked.length, shape.max_positions),
+    )
 
 
-def _refuse_sizes_of_nothing(request: Request) -> None:
+def _recipe(model: str, planned: Plan, words: dict[str, Any] | None) -> Recipe | None:
+    """The request in words (its scheme's are ``words``), with every value that it leads to."""
+    request, text = planned.request, planned.text
+    if words is None:
+        return None
+    settings = dataclasses.asdict(planned.settings)
+    size = planned.size if text is not None else None
+    run = Run(
+        method=request.method,
+        scheme=request.scheme,
+        settings=settings,
+        text=None if text is None else text.name,
+        windows=None if size is None else size.windows,
+        length=None if size is None else size.length,
+    )
+    calibration: dict[str, Any] = {}
+    if text is not None:
+        calibration = {"text": text.name, "sha256": text.sha256} | dataclasses.asdict(planned.size)
+        if request.calib is not None:
+            calibration["file"] = str(request.calib)
+    return Recipe(
+        model=model,
+        revision=planned.source.revision,
+        method=request.method,
+        preset=request.preset,
+        device=request.device,
+        scheme=words,
+        calibration=calibration,
+        settings={name: "none" if value is None else value for name, value in settings.items()},
+        deviations=deviations(run),
+    )
+
+
+def _finished(planned: Plan) -> Finished | None:
+    """The blocks of this very plan that an interrupted run has left, or a place for new ones."""
+    folder = planned.unfinished
+    if folder is None:
+        return None
+    from slmq_edge.quantization.finished import IDENTITY
+
+    is_ours = not folder.exists() or (folder / IDENTITY).is_file()
+    if not is_ours and (folder.is_file() or any(folder.iterdir())):
+        raise SlmqError(f"{folder} is in the way, and not ours: move it away")
+    if planned.request.fresh and folder.is_dir():
+        _finished_folder(planned).remove()
+    return _finished_folder(planned)
+
+
+def _finished_folder(planned: Plan) -> Finished:
+    from slmq_edge.quantization.finished import Finished
+
+    assert planned.unfinished is not None, "asked for only where there is one"
+    request = planned.request
+    identity = {
+        "version": __version__,
+        "anatomy": planned.anatomy.as_json(),
+        "weights": {
+            file.name: (file.stat().st_size, file.stat().st_mtime_ns)
+            for file in models.weight_files(planned.source.folder)
+        },
+        "scheme": request.scheme.as_json(),
+        "method": request.method,
+        "settings": dataclasses.asdict(planned.settings),
+        "calibration": None if planned.text is None else planned.text.sha256,
+        "size": dataclasses.asdict(planned.size),
+        "device": planned.device,
+    }
+    return Finished(planned.unfinished, identity)
+
+
+def _keep(finished: Finished | None, note: Note, interrupted: bool) -> None:
+    """A run ends early: leave its blocks, if it has any, for the next."""
+    if finished is None:
+        return
+    if finished.count == 0:
+        finished.remove()
+    elif interrupted:
+        note(f"interrupted: the same command goes on behind block {finished.count}")
+
+
+def _check_sizes(request: Request, calibrates: bool) -> None:
     options = {"--windows": request.windows, "--length": request.length}
-    given = [name for name, value in options.items() if value is not None]
-    if given and request.calib is None:
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if value < 1:
+            raise UsageError(f"{name} counts, and cannot be {value}")
+    if given and not calibrates and request.calib is None:
         raise UsageError(
-            f"method {request.method} does not calibrate: leave {given[0]} out "
+            f"method {request.method} does not calibrate: leave {next(iter(given))} out "
             "(with --calib, golden prompts are cut from the text)"
         )
+
+
+def _check_text(text: Text | None, expected: str | None) -> None:
+    if text is not None and expected is not None and text.sha256 != expected:
+        raise SlmqError(
+            f"calibration text '{text.name}' is not the one of the recipe: its sha256 is "
+            f"{text.sha256[:12]}..., the recipe's {expected[:12]}... (--calib FILE takes another)"
+        )
+
+
+def _check_spill(folder: Path | None) -> None:
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise NotFound(f"--spill {folder}: no such folder")
+    if not os.access(folder, os.W_OK):
+        raise SlmqError(f"--spill {folder}: the folder is not writable")
 
 
 def _device(name: str) -> str:
@@ -172,32 +366,3 @@ def _device(name: str) -> str:
     if not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
     return name
-
-
-class _Meter:
-    """Wall time and peak memory from here to ``read``."""
-
-    def __init__(self, device: str) -> None:
-        import torch
-
-        from slmq_edge.profiles.cpu import Cpu
-
-        self._device = device
-        self._profile = Cpu()
-        self._profile.reset_peak()
-        if device != "cpu":
-            torch.cuda.reset_peak_memory_stats(device)
-        self._start = time.perf_counter()
-
-    def read(self) -> dict[str, Any]:
-        """seconds; peak memory by kind; device."""
-        import torch
-
-        memory = {"cpu_peak_rss": self._profile.memory()["cpu_peak_rss"]}
-        if self._device != "cpu":
-            memory["torch_peak_allocated"] = torch.cuda.max_memory_allocated(self._device)
-        return {
-            "seconds": time.perf_counter() - self._start,
-            "memory": memory,
-            "device": self._device,
-        }

@@ -8,8 +8,9 @@ and the operands of attention, unless they have a grid of their own (METHODS 1.3
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from slmq_edge.anatomy import O
 from slmq_edge.errors import Unsupported, UsageError, unknown
@@ -131,6 +132,19 @@ SCHEMES: dict[str, Scheme] = {
 ALIASES = {"fp": "fp32"}
 
 HEADS: dict[str, Grid | None] = {"float": None, "int8": WEIGHTS_8}
+# Of attention's keys and values, and of its queries: by token and head.
+OPERANDS_8 = Grid(8, "token", symmetric=False)
+
+# What can be said of a scheme besides its name, and how; what is said first is the default.
+WORDS: dict[str, tuple[str, ...]] = {
+    "weights": ("symmetric", "asymmetric"),
+    "activations": ("symmetric", "asymmetric"),
+    "activation_scale": ("token", "tensor"),
+    "range": ("absmax", "percentile", "mse"),
+    "kv": ("16", "8"),
+    "lm_head": tuple(HEADS),
+    "embedding": tuple(HEADS),
+}
 
 
 def scheme(name: str, head: str = "float", embedding: str = "float") -> Scheme:
@@ -139,15 +153,97 @@ def scheme(name: str, head: str = "float", embedding: str = "float") -> Scheme:
     Raises:
         UsageError: unknown scheme or precision, or an integer head on a float scheme.
     """
+    return in_words({"name": name, "lm_head": head, "embedding": embedding})
+
+
+def in_words(words: Mapping[str, Any]) -> Scheme:
+    """The scheme that ``words`` describe: its ``name``, and any of ``WORDS``.
+
+    Raises:
+        UsageError: an unknown name or word, or words that contradict each other.
+    """
+    base = named(words["name"])
+    said = {word: str(value) for word, value in words.items() if word != "name"}
+    for word, value in said.items():
+        if value not in WORDS[word]:
+            raise UsageError(unknown(spoken(word), value, WORDS[word]))
+        reason = meaningless(word, {**words, **said})
+        if reason:
+            raise UsageError(reason)
+    full = {word: values[0] for word, values in WORDS.items()} | said
+
+    def signed(grid: Grid | None, word: str) -> Grid | None:
+        symmetric = full[word] == "symmetric"
+        return grid and dataclasses.replace(grid, symmetric=symmetric)
+
+    activations = signed(base.activations, "activations")
+    if activations is not None and full["activation_scale"] == "tensor":
+        activations = dataclasses.replace(activations, per="tensor")
+    return dataclasses.replace(
+        base,
+        weights=signed(base.weights, "weights"),
+        activations=activations,
+        head=HEADS[full["lm_head"]],
+        embedding=HEADS[full["embedding"]],
+        kv=OPERANDS_8 if full["kv"] == "8" else None,
+        range=cast("Range", full["range"]),
+    )
+
+
+def named(name: str) -> Scheme:
+    """The scheme of that name, as it is in the table.
+
+    Raises:
+        UsageError: there is none.
+    """
     name = ALIASES.get(name, name)
     if name not in SCHEMES:
         raise UsageError(unknown("scheme", name, tuple(SCHEMES)))
-    for part, precision in (("lm_head", head), ("embedding", embedding)):
-        if precision not in HEADS:
-            raise UsageError(unknown(f"{part} precision", precision, tuple(HEADS)))
-        if HEADS[precision] is not None and SCHEMES[name].weights is None:
-            raise UsageError(f"scheme {name} keeps everything in float: it has no int8 {part}")
-    return dataclasses.replace(SCHEMES[name], head=HEADS[head], embedding=HEADS[embedding])
+    return SCHEMES[name]
+
+
+def meaningless(word: str, words: Mapping[str, Any]) -> str | None:
+    """Why ``word`` says nothing beside the other ``words``; ``None`` where it does."""
+    base, value = named(words["name"]), words[word]
+    said = f"--{spoken(word)} {value}"
+    if base.weights is None and word in ("lm_head", "embedding", "kv"):
+        lacks = f"int8 {word}" if word != "kv" else "8-bit keys and values"
+        is_float = str(value) == WORDS[word][0]
+        reason = f"scheme {base.name} keeps everything in float: it has no {lacks}"
+        return None if is_float else reason
+    if base.weights is None and word == "weights":
+        return f"scheme {base.name} keeps everything in float: leave {said} out"
+    if base.activations is None and word in ("activations", "activation_scale"):
+        return f"scheme {base.name} leaves activations in float: leave {said} out"
+    if word == "range" and words.get("activation_scale") != "tensor":
+        return f"{said} is how static ranges are found: it needs --activation-scale tensor"
+    return None
+
+
+def spoken(word: str) -> str:
+    return word.replace("_", "-")
+
+
+def words_of(found: Scheme) -> dict[str, Any] | None:
+    """The words that describe a scheme, those left out that say nothing; ``None``: none do."""
+
+    def symmetry(grid: Grid | None) -> str:
+        return "symmetric" if grid is None or grid.symmetric else "asymmetric"
+
+    words: dict[str, Any] = {
+        "name": found.name,
+        "weights": symmetry(found.weights),
+        "activations": symmetry(found.activations),
+        "activation_scale": "tensor" if found.is_static else "token",
+        "range": found.range,
+        "kv": 8 if found.kv else 16,
+        "lm_head": "int8" if found.head else "float",
+        "embedding": "int8" if found.embedding else "float",
+    }
+    if found.name not in SCHEMES:
+        return None
+    kept = {w: v for w, v in words.items() if w == "name" or not meaningless(w, words)}
+    return kept if in_words(kept) == found else None
 
 
 def require_weights(chosen: Scheme, method: str) -> Grid:

@@ -13,7 +13,7 @@ import pytest
 from tests.decoders import QWEN2, random_decoder, write_folder
 
 # What a small export needs, so that a test takes seconds.
-SMALL = ("--windows", "8", "--length", "64", "--steps", "2")
+SMALL = ("--windows", "8", "--length", "64", "--steps", "2", "--activations", "symmetric")
 
 
 def slmq(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,10 @@ def test_nothing_imports_a_bare_shelf() -> None:
             assert not {name.split(".")[0] for name in names} & set(SHELVES), file
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["export", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["export", "--help"], ["compare", "--help"], ["report", "cost", "--help"]],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"

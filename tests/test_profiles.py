@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,3 +111,62 @@ def test_the_fake_clock_moves_when_told() -> None:
     clock = FakeClock()
     clock.advance(1.5)
     assert clock() == clock() == 1.5
+
+
+def _package(root: Path, name: str, kind: str, microjoules: int, top: int = 1_000_000) -> Path:
+    folder = root / "sys/class/powercap" / name
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{kind}\n")
+    (folder / "max_energy_range_uj").write_text(f"{top}\n")
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    return folder / "energy_uj"
+
+
+def test_energy_is_that_of_all_packages_and_of_no_part_twice(tmp_path: Path) -> None:
+    counters = [_package(tmp_path, f"intel-rapl:{n}", f"package-{n}", 100 * n) for n in (0, 1)]
+    _package(tmp_path, "intel-rapl:0:0", "core", 5)
+    _package(tmp_path, "intel-rapl:2", "psys", 5)
+    cpu = Cpu(str(tmp_path))
+    assert cpu.energy() == 0.0
+    counters[0].write_text("400000\n")
+    counters[1].write_text("200100\n")
+    assert cpu.energy() == pytest.approx(0.6)
+    (tmp_path / "sys/class/powercap/intel-rapl:0:0/energy_uj").write_text("999999")
+    assert cpu.energy() == pytest.approx(0.6)
+
+
+def test_a_counter_that_runs_over_goes_on(tmp_path: Path) -> None:
+    counter = _package(tmp_path, "intel-rapl:0", "package-0", 900_000)
+    cpu = Cpu(str(tmp_path))
+    cpu.energy()
+    for value, joules in ((950_000, 0.05), (50_000, 0.15), (40_000, 1.14)):
+        counter.write_text(str(value))
+        assert cpu.energy() == pytest.approx(joules)
+
+
+def test_without_a_counter_energy_is_none_with_a_reason(tmp_path: Path) -> None:
+    cpu = Cpu(str(tmp_path))
+    assert cpu.energy() is None
+    assert "no RAPL counter" in cpu.facts()["reasons"]["energy"]
+    counter = _package(tmp_path, "intel-rapl:0", "package-0", 1)
+    assert cpu.energy() is None
+    other = Cpu(str(tmp_path))
+    assert other.energy() == 0.0
+    counter.write_text("not a number")
+    assert other.energy() is None
+    assert "cannot be read" in other.facts()["reasons"]["energy"]
+
+
+def test_a_counter_for_root_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _package(tmp_path, "intel-rapl:0", "package-0", 1)
+    plain = Path.read_text
+
+    def refuse(path: Path, *arguments: Any, **keywords: Any) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    cpu = Cpu(str(tmp_path))
+    assert cpu.energy() is None
+    assert "root alone" in cpu.facts()["reasons"]["energy"]

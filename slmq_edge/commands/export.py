@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slmq_edge import presets
 from slmq_edge.commands import options
 from slmq_edge.errors import UsageError
 from slmq_edge.exporters import TARGETS
@@ -16,29 +17,21 @@ if TYPE_CHECKING:
     from slmq_edge.quantize import Request
 
 
+@options.of_making
 def export(
     context: typer.Context,
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="Hub id, local folder, demo-llama or demo-qwen2; or a checkpoint's folder."
+            help="Hub id, local folder, demo-llama or demo-qwen2; or a checkpoint's folder. "
+            f"Default: the recipe's, or {DEFAULT_MODEL}."
         ),
-    ] = DEFAULT_MODEL,
-    method: options.MethodName = options.DEFAULT_METHOD,
-    scheme: options.SchemeName = options.DEFAULT_SCHEME,
+    ] = None,
     output: options.Output = None,
     target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "ort",
-    lm_head: options.LmHead = options.DEFAULT_HEAD,
-    calib: options.Calib = None,
-    windows: options.Windows = None,
-    length: options.Length = None,
-    device: options.Device = "cpu",
-    alpha: options.Alpha = None,
-    steps: options.Steps = None,
-    rate: options.Rate = None,
-    seed: options.Seed = None,
     as_json: options.AsJson = False,
     force: options.Force = False,
+    **words: Any,
 ) -> None:
     """Export a model or a checkpoint to a bundle: graph, tokenizer, golden prompts, report.
 
@@ -52,31 +45,26 @@ def export(
       slmq-edge export demo-llama --method none --scheme fp32 -o baseline/
       slmq-edge export HuggingFaceTB/SmolLM-135M --method smoothquant --lm-head int8
       slmq-edge export my-checkpoint/ -o bundle/
+      slmq-edge export --config my-checkpoint/recipe.toml --lm-head int8
     """
     from slmq_edge.checkpoint import is_checkpoint
     from slmq_edge.export import check_target
 
     check_target(target)
-    if is_checkpoint(Path(model)):
+    if model is not None and is_checkpoint(Path(model)):
         _refuse_settings(context, model)
         destination = output or options.default_output(model, target)
         _export_checkpoint(Path(model), destination, as_json, force)
         return
 
-    from slmq_edge.quantize import Request
-    from slmq_edge.scheme import scheme as find_scheme
+    from slmq_edge.commands import making
 
-    request = Request(
-        scheme=find_scheme(scheme, lm_head),
-        method=method,
-        calib=calib,
-        windows=windows,
-        length=length,
-        device=device,
-        settings={"alpha": alpha, "steps": steps, "rate": rate, "seed": seed},
-    )
-    destination = output or options.default_output(model, method, scheme)
-    _export_model(model, request, destination, as_json, force)
+    recipe = options.recipe(model, words)
+    request = making.request_of(recipe, words)
+    presets.check_exportable(str(recipe.preset), request.method)
+    name = str(recipe.model)
+    destination = output or options.default_output(name, request.method, request.scheme.name)
+    _export_model(name, request, destination, as_json, force)
 
 
 def _export_model(
@@ -86,12 +74,14 @@ def _export_model(
     from slmq_edge.commands.progress import bar
     from slmq_edge.export import export as write
     from slmq_edge.files import check_output
-    from slmq_edge.quantize import quantize
+    from slmq_edge.quantize import forget, quantize
 
     check_output(destination, force, folder=True)
     planned = making.planned(model, request, destination)
     with bar("reading the model") as progress:
-        manifest = write(quantize(planned, progress), destination, force, progress)
+        checkpoint = quantize(planned, progress, making.note)
+        manifest = write(checkpoint, destination, force, progress)
+    forget(planned)
     _print(manifest, destination, as_json)
 
 
@@ -114,7 +104,7 @@ def _refuse_settings(context: typer.Context, checkpoint: str) -> None:
     given = [
         max(parameter.opts, key=len)
         for parameter in context.command.params
-        if parameter.name in options.OF_QUANTIZING
+        if parameter.name in options.MAKING
         and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
     ]
     if given:

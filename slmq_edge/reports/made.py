@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slmq_edge.reports.format import bytes_text, seconds_text, share_text
+from slmq_edge.scheme import Scheme
 
 
 def checkpoint_table(manifest: Mapping[str, Any]) -> str:
     """Two columns, from ``checkpoint.json``."""
-    head = manifest["scheme"]["head"]
+    scheme = Scheme.from_json(manifest["scheme"])
     rows = {
         "model": manifest["source"]["name"],
         "method": _method(manifest),
-        "scheme": manifest["scheme"]["name"],
-        "lm_head": "float" if head is None else f"int{head['bits']}",
+        "scheme": scheme.name,
+        **{part: str(grid) for part, grid in _grids(scheme).items()},
+        "online": _online(manifest),
         "calibration": _calibration(manifest["calibration"]),
         "cost": _cost(manifest["cost"]),
+        "stages": _stages(manifest["cost"]),
         "size": bytes_text(_size(manifest)),
     }
-    return _table(rows)
+    return _table(rows, manifest["notes"])
+
+
+def _grids(scheme: Scheme) -> dict[str, object]:
+    """What is rounded, and to which grid; the head is named also where it is not."""
+    named = {
+        "weights": scheme.weights,
+        "activations": scheme.activations,
+        "lm_head": scheme.head or "float",
+        "embedding": scheme.embedding,
+        "keys, values": scheme.kv,
+        "queries": scheme.query,
+        "o_proj's input": scheme.mixed,
+    }
+    return {part: grid for part, grid in named.items() if grid is not None}
 
 
 def bundle_table(manifest: Mapping[str, Any]) -> str:
@@ -36,12 +53,14 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
         "activations": lowering["activation_mode"],
         "bits on disk": bits,
         "attention": lowering["attention"],
+        "online": _online(manifest),
         "calibration": _calibration(manifest["calibration"]),
         "cost": _cost(manifest["cost"]),
+        "stages": _stages(manifest["cost"]),
         "golden check": _verified(verified),
         "size": bytes_text(_size(manifest)),
     }
-    return _table(rows)
+    return _table(rows, manifest.get("notes", ()))
 
 
 def _verified(verified: Mapping[str, Any] | None) -> str:
@@ -51,6 +70,13 @@ def _verified(verified: Mapping[str, Any] | None) -> str:
         f"mean KL {verified['mean_kl']:.1e}, with a past {verified['mean_kl_with_past']:.1e} "
         f"(onnxruntime {verified['onnxruntime']})"
     )
+
+
+def _online(manifest: Mapping[str, Any]) -> str | None:
+    """Rotations left for run time, ``None`` where there are none."""
+    names = {"keys": "queries and keys (R3)", "down": "down_proj's input (R4)"}
+    online = manifest.get("online") or {}
+    return ", ".join(text for name, text in names.items() if online.get(name)) or None
 
 
 def _method(manifest: Mapping[str, Any]) -> str:
@@ -72,13 +98,27 @@ def _cost(cost: Mapping[str, Any]) -> str:
         f"{kind.removesuffix('_bytes')} {bytes_text(count)}"
         for kind, count in cost["memory"].items()
     )
-    return f"{seconds_text(cost['seconds'])} on {cost['device']}, {peaks}"
+    joules = cost.get("energy_joules")
+    energy = "" if joules is None else f", {joules:.0f} J (all processors)"
+    behind = cost.get("resumed_behind_block")
+    resumed = f" (without the {behind} blocks of a run that was interrupted)" if behind else ""
+    return f"{seconds_text(cost['seconds'])} on {cost['device']}{resumed}, {peaks}{energy}"
+
+
+def _stages(cost: Mapping[str, Any]) -> str | None:
+    """Seconds by stage, the longest first; those that took no time to speak of are left out."""
+    longest = sorted(cost.get("stages", {}).items(), key=lambda stage: -stage[1])
+    told = [(name, took) for name, took in longest if took >= 0.005 * cost["seconds"]]
+    return ", ".join(f"{name} {seconds_text(took)}" for name, took in told) or None
 
 
 def _size(manifest: Mapping[str, Any]) -> int:
     return sum(int(entry["bytes"]) for entry in manifest["files"].values())
 
 
-def _table(rows: Mapping[str, str]) -> str:
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+def _table(rows: Mapping[str, str | None], notes: Iterable[str]) -> str:
+    """Rows that have a value, then a line for each note."""
+    listed = [(name, value) for name, value in rows.items() if value is not None]
+    listed += [("note", note) for note in notes]
+    width = max(len(name) for name, _ in listed)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in listed)

@@ -1,0 +1,180 @@
+"""Track 3: what quantizing cost, of several checkpoints or bundles, and how the methods compare.
+
+    SLMQ_quant = 100 sqrt(mean(max memory / memory, max time / time)^2)
+
+The maxima run over the checkpoints of one model (METHODS 5.1), quantized on one device and measured
+by one kind of memory: what differs in these is another group, and scores of two groups say nothing
+about each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slmq_edge.errors import Damaged, NotFound
+from slmq_edge.files import CHECKPOINT_FILE, existing
+from slmq_edge.metrics import Cost, slmq_quant
+from slmq_edge.runner.manifest import (
+    BUNDLE_FILE,
+    BUNDLE_FORMAT,
+    BUNDLE_VERSION,
+    read_manifest,
+)
+
+FORMAT, VERSION = "slmq-edge-checkpoint", 2
+
+
+@dataclass(frozen=True)
+class Group:
+    """What must be equal for costs to be compared. memory: the kind of its peak."""
+
+    model: str
+    revision: str | None
+    device: str
+    device_name: str | None
+    memory: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one checkpoint cost. score: SLMQ_quant within its group; ``None`` and a reason why not.
+
+    memory_bytes: the peak of the group's kind. energy_joules: of the machine's processors.
+    """
+
+    place: str
+    method: str
+    scheme: str
+    group: Group
+    memory_bytes: int | None
+    seconds: float
+    stages: Mapping[str, float]
+    energy_joules: float | None
+    calibration_tokens: int | None
+    threads: int | None
+    score: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, group by group, and what must be said above the numbers."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def table(folders: Sequence[Path]) -> Table:
+    """The costs of checkpoint folders and bundles, scored.
+
+    Raises:
+        NotFound, Damaged, Unsupported: a folder that is neither, or whose manifest is not whole.
+    """
+    return scored([read(folder) for folder in folders])
+
+
+def read(folder: Path) -> Row:
+    """The cost of one checkpoint or bundle, without a score.
+
+    Raises:
+        NotFound, Damaged, Unsupported: it is neither, or its manifest is not whole.
+    """
+    existing(folder, "checkpoint")
+    if (folder / CHECKPOINT_FILE).is_file():
+        file, document = CHECKPOINT_FILE, read_manifest(folder, CHECKPOINT_FILE, FORMAT, VERSION)
+        source, scheme = document.get("source"), (document.get("scheme") or {}).get("name")
+    elif (folder / BUNDLE_FILE).is_file():
+        file = BUNDLE_FILE
+        document = read_manifest(folder, BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION)
+        source, scheme = document.get("model"), document.get("scheme_requested")
+    else:
+        raise NotFound(f"{folder} is neither a checkpoint nor a bundle: it holds no manifest")
+    try:
+        return _row(
+            folder.name or str(folder), document["method"], scheme, source, document["cost"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{folder / file} does not say what it cost: {error}") from error
+
+
+def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, Any]) -> Row:
+    device = str(cost["device"])
+    kind = "cpu_peak_rss" if device == "cpu" else "torch_peak_allocated"
+    group = Group(
+        model=str(source["name"]),
+        revision=source.get("revision"),
+        device=device.split(":")[0],
+        device_name=cost.get("device_name"),
+        memory=kind,
+    )
+    memory, seconds = cost["memory"].get(kind), float(cost["seconds"])
+    behind = cost.get("resumed_behind_block")
+    reason = None
+    if behind:
+        reason = f"went on behind block {behind} of an interrupted run: its time is not all of it"
+    elif memory is None:
+        reason = f"its {kind} was not measured"
+    elif not seconds > 0:
+        reason = "its time was not measured"
+    return Row(
+        place=place,
+        method=str(method),
+        scheme=str(scheme),
+        group=group,
+        memory_bytes=memory,
+        seconds=seconds,
+        stages=dict(cost.get("stages", {})),
+        energy_joules=cost.get("energy_joules"),
+        calibration_tokens=cost.get("calibration_tokens"),
+        threads=cost.get("threads"),
+        reason=reason,
+    )
+
+
+def scored(rows: Sequence[Row]) -> Table:
+    """The rows group by group, each with its score against the dearest of its group."""
+    import dataclasses
+
+    groups: dict[Group, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    found: list[Row] = []
+    for group in groups.values():
+        costs = {
+            str(index): Cost(row.memory_bytes, row.seconds)
+            for index, row in enumerate(group)
+            if row.reason is None and row.memory_bytes is not None
+        }
+        scores = slmq_quant(costs) if costs else {}
+        found += [
+            dataclasses.replace(row, score=scores.get(str(index)))
+            for index, row in enumerate(group)
+        ]
+    return Table(tuple(found), tuple(_notes(groups, found)))
+
+
+def _notes(groups: Mapping[Group, Sequence[Row]], rows: Iterable[Row]) -> list[str]:
+    notes = []
+    by_model: dict[str, list[Group]] = {}
+    for group in groups:
+        by_model.setdefault(group.model, []).append(group)
+    for model, several in by_model.items():
+        if len(several) > 1:
+            kinds = "; ".join(described(group) for group in several)
+            notes.append(f"{model} was quantized in ways that are not compared: {kinds}")
+    for group, members in groups.items():
+        threads = {row.threads for row in members}
+        if len(threads) > 1:
+            listed = ", ".join(str(count) for count in sorted(threads, key=str))
+            notes.append(f"{group.model} on {described(group)}: threads differ ({listed})")
+    notes += [f"{row.place} has no score: it {row.reason}" for row in rows if row.reason]
+    return notes
+
+
+def described(group: Group) -> str:
+    name = group.device_name or "unknown"
+    revision = f", revision {group.revision[:12]}" if group.revision else ""
+    return f"{group.device} ({name}), {group.memory}{revision}"

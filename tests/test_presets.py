@@ -1,0 +1,257 @@
+"""Words make schemes and settings, presets fill in what is not said, and nonsense is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from slmq_edge import quantization
+from slmq_edge.deviations import Run, deviations
+from slmq_edge.errors import Unsupported, UsageError
+from slmq_edge.presets import PRESETS, Preset, as_released, check_exportable, preset, scheme_for
+from slmq_edge.quantization import METHODS, spinquant
+from slmq_edge.quantize import Request, plan
+from slmq_edge.scheme import SCHEMES, Grid, Scheme, in_words, scheme, words_of
+from slmq_edge.settings import OPTIONS, pairs, settings_of
+from tests import method_in_blocks
+from tests.decoders import QWEN2
+from tests.method_in_blocks import Settings
+
+
+def test_words_name_every_part_of_a_scheme() -> None:
+    found = in_words(
+        {
+            "name": "w4a8-g32",
+            "weights": "asymmetric",
+            "activations": "asymmetric",
+            "activation_scale": "tensor",
+            "range": "mse",
+            "kv": 8,
+            "lm_head": "int8",
+            "embedding": "float",
+        }
+    )
+    assert found.weights == Grid(4, "channel", symmetric=False, group=32)
+    assert found.activations == Grid(8, "tensor", symmetric=False)
+    assert found.kv == Grid(8, "token", symmetric=False)
+    assert (found.range, found.head, found.embedding) == ("mse", Grid(8, "channel"), None)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_scheme_is_its_own_words(name: str) -> None:
+    words = words_of(scheme(name))
+    assert words is not None
+    assert in_words(words) == scheme(name)
+    assert in_words({"name": name}) == scheme(name)
+
+
+def test_a_scheme_that_no_words_describe_has_none() -> None:
+    odd = dataclasses.replace(scheme("w8a8"), query=Grid(8, "token"))
+    assert words_of(odd) is None
+    assert words_of(Scheme("w3a8", Grid(3, "channel"), Grid(8, "token"))) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"name": "w8a9"}, "did you mean w8a8"),
+        ({"name": "w8a8", "weights": "symetric"}, "did you mean symmetric"),
+        ({"name": "w8a8", "kv": 9}, "unknown kv '9'.*known: 16, 8"),
+        ({"name": "w8a8", "range": "mse"}, "needs --activation-scale tensor"),
+        ({"name": "w4a16", "activations": "asymmetric"}, "leave --activations asymmetric out"),
+        ({"name": "w4a16", "activation_scale": "tensor"}, "leaves activations in float"),
+        ({"name": "fp", "weights": "asymmetric"}, "fp32 keeps everything in float"),
+        ({"name": "fp32", "kv": 8}, "8-bit keys and values"),
+        ({"name": "fp32", "lm_head": "int8"}, "has no int8 lm_head"),
+    ],
+)
+def test_words_that_make_no_sense_are_one_line(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        in_words(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_have_the_symmetry_of_their_source() -> None:
+    def symmetry(name: str, method: str) -> tuple[str, str]:
+        found = PRESETS[name][method]
+        return found.weights, found.activations
+
+    plain, mixed, skew = ("symmetric",) * 2, ("symmetric", "asymmetric"), ("asymmetric",) * 2
+    upstream = {"smoothquant": plain, "gptq": mixed, "omniquant": skew, "spinquant": mixed}
+    paper = {"smoothquant": plain, "omniquant": mixed[::-1], "spinquant": skew}
+    for method, expected in upstream.items():
+        assert symmetry("upstream", method) == symmetry("fast", method) == expected
+    for method, expected in paper.items():
+        assert symmetry("paper", method) == expected
+    assert all(symmetry(name, "none") == plain for name in PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preset_names_settings_that_there_are(name: str, method: str) -> None:
+    """A setting without an option must be a field; one with an option may be another release's."""
+    kind = quantization.method(method).Settings
+    fields = {field.name for field in dataclasses.fields(kind)}
+    others = {"lwc", "augmented", "clip_search", "clip"}
+    assert set(preset(name, method).settings) <= fields | set(OPTIONS) | others
+    settings_of(kind, method, {}, preset(name, method).values(8))
+
+
+def test_a_method_refuses_before_the_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    method_in_blocks.install(monkeypatch)
+    request = Request(scheme("w8a8"), method_in_blocks.NAME, settings={"gqa": "never"})
+    with pytest.raises(Unsupported, match="blocks cannot do w8a8 with"):
+        plan("demo-llama", request)
+
+
+def test_alpha_follows_the_weights() -> None:
+    def alpha(precision: str) -> float:
+        request = Request(scheme(precision), "smoothquant", preset="upstream")
+        return float(plan("demo-llama", request).settings.alpha)
+
+    assert (alpha("w8a8"), alpha("w4a8"), alpha("w4a8-g32")) == (0.85, 0.5, 0.5)
+
+
+def test_what_is_said_goes_over_the_preset() -> None:
+    request = Request(
+        scheme("w8a8"), "spinquant", preset="fast", windows=9, settings={"steps": "7"}
+    )
+    planned = plan("demo-llama", request)
+    assert planned.settings.steps == 7
+    assert (planned.size.windows, planned.size.length) == (9, 512)
+    words = {"name": "w8a8", "activations": "symmetric"}
+    assert scheme_for(preset("upstream", "spinquant"), words) == scheme("w8a8")
+
+
+def test_the_length_is_no_longer_than_the_model_allows() -> None:
+    planned = plan("demo-llama", Request(scheme("w8a8"), "spinquant", preset="upstream"))
+    assert planned.size.windows == 128
+    assert planned.size.length == min(2048, planned.anatomy.max_positions)
+
+
+def test_a_preset_leaves_out_what_a_scheme_lacks() -> None:
+    chosen = Preset(weights="asymmetric", activations="asymmetric")
+    found = scheme_for(chosen, {"name": "w4a16"})
+    assert found.activations is None
+    assert found.weights == Grid(4, "channel", symmetric=False)
+    assert scheme_for(chosen, {"name": "fp32"}) == scheme("fp32")
+
+
+def test_upstream_exact_rounds_what_the_released_code_does() -> None:
+    operands = Grid(8, "token", symmetric=False, zero=False)
+    omni = as_released(scheme("w8a8"), "omniquant", QWEN2)
+    assert (omni.query, omni.kv, omni.mixed) == (operands, operands, None)
+    by_head = dataclasses.replace(operands, group=QWEN2.head_dim)
+    asymmetric = in_words({"name": "w8a8", "activations": "asymmetric"})
+    spin = as_released(asymmetric, "spinquant", QWEN2)
+    assert (spin.query, spin.kv, spin.mixed) == (None, None, by_head)
+    assert as_released(scheme("w4a16"), "omniquant", QWEN2) == scheme("w4a16")
+    assert as_released(scheme("w8a8"), "smoothquant", QWEN2) == scheme("w8a8")
+    request = Request(asymmetric, "spinquant", preset="upstream-exact")
+    assert plan("demo-llama", request).request.scheme.mixed is not None
+
+
+def test_upstream_exact_is_not_exported() -> None:
+    with pytest.raises(Unsupported, match="--preset upstream"):
+        check_exportable("upstream-exact", "spinquant")
+    check_exportable("upstream-exact", "smoothquant")
+    check_exportable("upstream", "spinquant")
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [
+        ("upstrem", "none", "did you mean upstream"),
+        ("fast", "omniquand", "unknown method 'omniquand'"),
+    ],
+)
+def test_unknown_presets_and_methods(name: str, method: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        preset(name, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("steps", "12", 12),
+        ("rate", "1e-3", 1e-3),
+        ("rate", 2, 2.0),
+        ("careful", "yes", True),
+        ("careful", False, False),
+        ("gqa", "skip", "skip"),
+        ("alpha", "auto", "auto"),
+        ("alpha", "0.4", 0.4),
+        ("alpha", "none", None),
+        ("learn_weights", "16", 16),
+        ("learn_weights", "target", "target"),
+        ("online", "auto", "auto"),
+        ("online", "off", False),
+        ("online", True, True),
+    ],
+)
+def test_settings_are_read_by_the_types_of_their_fields(name: str, text: Any, value: Any) -> None:
+    found = getattr(settings_of(Settings, "blocks", {name: text}, {}), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("steps", "1.5", "--steps takes a whole number, not '1.5'"),
+        ("steps", True, "--steps takes a whole number"),
+        ("steps", "-1", "--steps cannot be -1"),
+        ("careful", "maybe", "--set careful takes true or false"),
+        ("learn_weights", "8", "--learn-weights takes 16 or target, not '8'"),
+        ("alpha", "much", "--alpha takes auto or none or a number"),
+        ("setps", "1", r"no setting --set setps \(did you mean steps\?\)"),
+        ("epochs", "1", "no setting --epochs; its settings: --steps, --rate, --set careful"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(name: str, text: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings_of(Settings, "blocks", {name: text}, {})
+
+
+def test_defaults_that_a_method_does_not_know_do_not_apply() -> None:
+    found = settings_of(Settings, "blocks", {"rate": 1}, {"rate": 9.0, "steps": 5, "gone": 1})
+    assert (found.rate, found.steps) == (1.0, 5)
+
+
+def test_pairs_of_names_and_values() -> None:
+    assert pairs(["clip=0.5", "let-rate = 1"], {"steps": "2"}) == {
+        "clip": "0.5",
+        "let_rate": "1",
+        "steps": "2",
+    }
+    for given in (["clip"], ["=1"], ["steps=3"], ["a=1", "a=2"]):
+        with pytest.raises(UsageError, match=r"NAME=VALUE|twice"):
+            pairs(given, {"steps": "2"})
+
+
+def test_deviations_say_what_the_released_code_does_otherwise() -> None:
+    settings = dataclasses.asdict(spinquant.Settings(steps=5))
+    asymmetric = in_words({"name": "w8a8", "activations": "asymmetric"})
+    run = Run("spinquant", asymmetric, settings, "WikiText-2 train", 128, 2048)
+    lines = deviations(run)
+    assert "steps 5; released: 100" in lines
+    assert any(line.startswith("o_proj's input has one scale a token") for line in lines)
+    assert not any("WikiText-2" in line or "symmetry" in line for line in lines)
+    changed = deviations(
+        dataclasses.replace(run, scheme=scheme("w8a8"), text="diary.txt", windows=32)
+    )
+    assert "calibrated on diary.txt; released: WikiText-2 train" in changed
+    assert "windows 32; released: 128" in changed
+    assert "symmetry of activations symmetric; released: asymmetric" in changed
+    exact = dataclasses.replace(run, scheme=as_released(asymmetric, "spinquant", QWEN2))
+    assert not any("o_proj" in line for line in deviations(exact))
+    assert deviations(Run("none", scheme("w8a8"), {}, None, None, None)) == ()
+
+
+def test_a_preset_says_nothing_of_a_method_without_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    method_in_blocks.install(monkeypatch)
+    planned = plan("demo-llama", Request(scheme("w8a8"), method_in_blocks.NAME, preset="fast"))
+    assert planned.settings == Settings()
+    assert (planned.size.windows, planned.size.length) == (8, 64)
