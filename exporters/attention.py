@@ -1,6 +1,7 @@
 """Attention with a KV cache in ONNX: fused where the kernel takes the head, standard otherwise.
 
-Rotary embedding is a node of its own before it, so that an online rotation can stand between.
+Rotary embedding is a node of its own before it: the online rotation R3 and the rounding of keys and
+values stand between, so that the cache holds what the simulation attends to.
 Inputs are [batch, new, width]; caches are [batch, kv_heads, length, head_dim].
 """
 
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.decoder import rotary_table
+from slmq_edge.exporters import roundings
 from slmq_edge.exporters.graph import MICROSOFT, Builder
+from slmq_edge.scheme import Grid
 
 # GroupQueryAttention without its own rotary takes these heads (ONNXRUNTIME 2).
 FUSED_HEAD_MULTIPLE = 8
@@ -37,7 +41,8 @@ def is_fused(shape: Anatomy) -> bool:
 class Attention:
     """Attention of all blocks; what they share is computed once.
 
-    attention_mask: int64 [batch, length]; position_ids: int64 [batch, new].
+    attention_mask: int64 [batch, length]; position_ids: int64 [batch, new]. rotation: R3 for rows
+    of a head, float32 [head_dim, head_dim] or ``None``; kv: the grid of keys and values.
     """
 
     def __init__(
@@ -47,10 +52,13 @@ class Attention:
         attention_mask: ir.Value,
         position_ids: ir.Value,
         context_length: int,
+        rotation: NDArray[np.float32] | None = None,
+        kv: Grid | None = None,
     ) -> None:
         import torch
 
         self._build, self._shape = build, shape
+        self._rotation, self._kv = rotation, kv
         self._position_ids = position_ids
         cosine, sine = rotary_table(shape, context_length, torch.float32, "cpu")
         self._cosine = build.weight(cosine.numpy(), "rotary.cosine")
@@ -67,12 +75,15 @@ class Attention:
         """Mix values [batch, new, heads * head_dim]; also the caches that hold the new tokens."""
         query = self._rotate(query, f"{name}.query", self._shape.heads)
         key = self._rotate(key, f"{name}.key", self._shape.kv_heads)
+        if self._kv is not None:
+            key, value = self._round(key, value, self._kv, name)
         if self.fused:
             return self._group_query_attention(query, key, value, past, name)
         return self._standard(query, key, value, past, name)
 
     def _rotate(self, x: ir.Value, name: str, heads: int) -> ir.Value:
-        return self._build.op(
+        """By its position, and by R3 where the model has it."""
+        rotated = self._build.op(
             "RotaryEmbedding",
             x,
             self._position_ids,
@@ -82,6 +93,28 @@ class Attention:
             domain=MICROSOFT,
             num_heads=heads,
         )
+        if self._rotation is None:
+            return rotated
+        by_head = self._split(rotated, heads, f"{name}.rotated")
+        matrix = self._build.constant(self._rotation, np.float32)
+        spread = self._build.op("MatMul", by_head, matrix, name=f"{name}.spread_heads")
+        return self._join(spread, heads, f"{name}.spread")
+
+    def _round(
+        self, key: ir.Value, value: ir.Value, grid: Grid, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Keys and values by token and head, all at once: heads are rows of their own."""
+        build, shape = self._build, self._shape
+        both = build.op("Concat", key, value, name=f"{name}.key_value", axis=-1)
+        heads = self._split(both, 2 * shape.kv_heads, f"{name}.key_value")
+        rounded = roundings.there_and_back(build, heads, grid, shape.head_dim, f"{name}.key_value")
+        joint = self._join(rounded, 2 * shape.kv_heads, f"{name}.key_value_rounded")
+        widths = build.constant([shape.kv_width, shape.kv_width], np.int64)
+        outputs = (f"{name}.key_rounded", f"{name}.value_rounded")
+        rounded_key, rounded_value = build.ops(
+            "Split", joint, widths, name=f"{name}.key_value_split", outputs=outputs, axis=-1
+        )
+        return rounded_key, rounded_value
 
     def _past_lengths(self, attention_mask: ir.Value) -> tuple[ir.Value, ir.Value]:
         """int32: last position of every row [batch], and the length of the longest []."""
@@ -177,9 +210,18 @@ class Attention:
         return build.op("Reshape", back, flat, name=f"{name}.mixed"), present
 
     def _heads(self, x: ir.Value, heads: int, name: str) -> ir.Value:
-        shape = self._build.constant([0, 0, heads, self._shape.head_dim], np.int64)
-        split = self._build.op("Reshape", x, shape, name=f"{name}.split")
+        split = self._split(x, heads, name)
         return self._build.op("Transpose", split, name=f"{name}.heads", perm=[0, 2, 1, 3])
+
+    def _split(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        """[batch, new, heads * head_dim] -> [batch, new, heads, head_dim]."""
+        shape = self._build.constant([0, 0, heads, self._shape.head_dim], np.int64)
+        return self._build.op("Reshape", x, shape, name=f"{name}.split")
+
+    def _join(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        """[batch, new, heads, head_dim] -> [batch, new, heads * head_dim]."""
+        shape = self._build.constant([0, 0, heads * self._shape.head_dim], np.int64)
+        return self._build.op("Reshape", x, shape, name=name)
 
     def _repeat(self, x: ir.Value, name: str) -> ir.Value:
         """One copy of every KV head for each query head of its group."""

@@ -7,133 +7,36 @@ of the last positions logits are computed is an overridable initializer, ``logit
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from slmq_edge import anatomy as names
-from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy, Online
-from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.errors import Unsupported
-from slmq_edge.exporters import linears
-from slmq_edge.exporters.attention import Attention, Cache, is_fused
-from slmq_edge.exporters.graph import IR_VERSION, MICROSOFT, OPSET, Builder
-from slmq_edge.exporters.linears import Quantized
-from slmq_edge.scheme import Grid, Scheme
+from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
+from slmq_edge.checkpoint import Checkpoint, IntegerWeight
+from slmq_edge.exporters import linears, rotations, roundings, weights
+from slmq_edge.exporters.attention import Attention, Cache
+from slmq_edge.exporters.graph import MICROSOFT, Builder
+from slmq_edge.exporters.limits import check
+from slmq_edge.exporters.lowering import Lowering, Multiplication, Part, context_length, lowering
+from slmq_edge.exporters.roundings import ByToken, Quantized
+from slmq_edge.exporters.weights import Stored
+from slmq_edge.scheme import Grid
 
 MINIMUM_VERSION = "1.19"
 KEEP_ALL = 2**31 - 1
-FLOAT_BITS = 32
-LONGEST_ROTARY_TABLE = 32768
-
-
-@dataclass(frozen=True)
-class Lowering:
-    """What the graph does with what the scheme asked for."""
-
-    scheme_ran: str
-    int8_gemm_share: float
-    activation_mode: str
-    attention: str
-    lm_head: str
-    weight_storage_bits: dict[str, int]
-    integer_gemm: dict[str, str] | None
-    opset: int
-    ir_version: int
-    context_length: int
-
-    def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def context_length(shape: Anatomy) -> int:
-    """Positions for which the graph holds rotary angles."""
-    return min(shape.max_positions, LONGEST_ROTARY_TABLE)
-
-
-def check(scheme: Scheme, online: Online) -> None:
-    """Refuse what this flavour cannot express.
-
-    Raises:
-        Unsupported: names the part and what to do.
-    """
-    plain = (None, Grid(4, "channel"), Grid(8, "channel"))
-    if scheme.weights not in plain or scheme.activations not in (None, Grid(8, "token")):
-        raise Unsupported(f"target ort cannot express {scheme.weights} x {scheme.activations} yet")
-    if (scheme.weights is None) != (scheme.activations is None) or scheme.kv or online.down:
-        raise Unsupported(f"target ort cannot express scheme {scheme.name} with these options yet")
 
 
 def write(checkpoint: Checkpoint) -> tuple[ir.Model, Lowering]:
-    """The graph of a checkpoint, and the report of how it was lowered."""
-    check(checkpoint.scheme, checkpoint.online)
-    writer = _Writer(checkpoint)
-    return writer.model(), lowering(writer.multiplications, checkpoint.anatomy)
+    """The graph of a checkpoint, and the report of how it was lowered.
 
-
-@dataclass(frozen=True)
-class Multiplication:
-    """A weight matrix that the graph multiplies by: its bits (32: float) and its size."""
-
-    name: str
-    bits: int
-    macs_per_token: int
-
-
-def write_probe() -> ir.Model:
-    """The integer GEMM alone: ``a`` uint8 [m, k] of zero point 128 times extreme constants.
-
-    Its float32 output ``y`` is the exact integer sum on a kernel that does not saturate;
-    ``weights`` uint8 [k, n] returns the constants, zero point 128 too.
+    Raises:
+        Unsupported: a scheme that this flavour cannot express (``check``), or zero points that do
+            not fit its kernels.
     """
-    build = Builder()
-    depth, width = 64, 48
-    a = ir.val("a", ir.DataType.UINT8, ["m", depth])
-    ends = np.array([0, 255], np.uint8)
-    extremes = np.random.default_rng(0).choice(ends, (depth, width))
-    extremes[:, :2] = ends
-    stored, one = build.weight(extremes, "extremes"), build.constant(1.0, np.float32)
-    zero = build.constant(linears.ZERO_POINT, np.uint8)
-    y = build.op(linears.OPERATOR, a, stored, one, one, zero, zero, name="y", domain=MICROSOFT)
-    y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["m", width])
-    weights = build.op("Identity", stored, name="weights")
-    weights.type, weights.shape = ir.TensorType(ir.DataType.UINT8), ir.Shape([depth, width])
-    return build.model([a], [y, weights])
-
-
-def lowering(multiplications: Sequence[Multiplication], shape: Anatomy) -> Lowering:
-    """Sum up the multiplications that were written (attention's own products are not counted)."""
-    integer = [one for one in multiplications if one.bits < FLOAT_BITS]
-    bits = {one.bits for one in multiplications if one.name.startswith("model.layers.")}
-    head = next(one.bits for one in multiplications if one.name == names.HEAD)
-    total = sum(one.macs_per_token for one in multiplications)
-    widest = max(bits)
-    ran = "fp32" if widest == FLOAT_BITS else f"w{widest}a8"
-    return Lowering(
-        scheme_ran=ran if len(bits) == 1 else "mixed",
-        int8_gemm_share=sum(one.macs_per_token for one in integer) / total,
-        activation_mode="per token, dynamic, symmetric" if integer else "float32",
-        attention="GroupQueryAttention" if is_fused(shape) else "standard operators",
-        lm_head="float" if head == FLOAT_BITS else f"int{head}",
-        weight_storage_bits={
-            "linears": widest,
-            "lm_head": head,
-            "embedding": head if shape.tied else FLOAT_BITS,
-        },
-        integer_gemm=(
-            {"operator": linears.OPERATOR, "activation": "uint8", "weight": "uint8"}
-            if integer
-            else None
-        ),
-        opset=OPSET,
-        ir_version=IR_VERSION,
-        context_length=context_length(shape),
-    )
+    check(checkpoint.scheme)
+    writer = _Writer(checkpoint)
+    return writer.model(), lowering(writer.multiplications, checkpoint)
 
 
 def kind_of(linear: str) -> str:
@@ -166,7 +69,9 @@ class _Writer:
         self._rows = build.constant([-1, self.shape.hidden], np.int64)
         self._keep = build.weight(np.array([KEEP_ALL], np.int64), "logits_to_keep")
         self._table = self._stored_table()
-        self._zero_points: ir.Value | None = None
+        grid = checkpoint.scheme.activations
+        self._rounds_inputs = grid is not None
+        self._by_token = ByToken(build, grid) if grid and grid.per == "token" else None
 
     def model(self) -> ir.Model:
         build, shape = self.build, self.shape
@@ -176,6 +81,8 @@ class _Writer:
             self.inputs["attention_mask"],
             self.inputs["position_ids"],
             context_length(shape),
+            rotations.of_heads(shape.head_dim) if self.checkpoint.online.keys else None,
+            self.checkpoint.scheme.kv,
         )
         stream = self._embed()
         update: ir.Value | None = None
@@ -202,6 +109,9 @@ class _Writer:
         )
         name = shape.block(layer, "self_attn")
         mixed, present = attention(query, key, value, past, name)
+        if self.checkpoint.online.keys:
+            macs = (shape.heads + shape.kv_heads) * shape.head_dim**2
+            self._count(f"{name}.spread", "rotation", None, False, macs)
         rows = build.constant([-1, shape.query_width], np.int64)
         mixed = build.op("Reshape", mixed, rows, name=f"{name}.mixed_rows")
         (update,) = self._project(mixed, (shape.block(layer, names.O),))
@@ -215,6 +125,10 @@ class _Writer:
             alpha=1.0,
         )
         product = build.op("Mul", active, up, name=f"{shape.block(layer, 'mlp')}.product")
+        if self.checkpoint.online.down:
+            name = f"{shape.block(layer, 'mlp')}.spread"
+            product, macs = rotations.rotate_rows(build, product, shape.ffn, name)
+            self._count(name, "rotation", None, False, macs)
         (update,) = self._project(product, (shape.block(layer, names.DOWN),))
         return stream, update, present
 
@@ -231,16 +145,14 @@ class _Writer:
         table = self.checkpoint.integers.get(names.EMBED)
         if table is None:
             return self.build.weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
-        return self.build.weight(linears.unsigned(table.integers.numpy()), "embed.weight")
+        return self.build.weight(weights.unsigned(table.integers.numpy()), "embed.weight")
 
     def _scaled_rows(self, stored: ir.Value) -> ir.Value:
         """Rows of an 8-bit table, as floats."""
         build, flat = self.build, self._tokens
         table = self.checkpoint.integers[names.EMBED]
         scales = build.weight(table.scale[:, 0].numpy(), "embed.scale")
-        shifted = build.op("Cast", stored, name="embed.cast", to=ir.DataType.FLOAT)
-        zero = build.constant(linears.ZERO_POINT, np.float32)
-        integers = build.op("Sub", shifted, zero, name="embed.integers")
+        integers = self._centred(stored, "embed")
         scale = build.op("Gather", scales, flat, name="embed.row_scale", axis=0)
         axis = build.constant([-1], np.int64)
         column = build.op("Unsqueeze", scale, axis, name="embed.row_scale_column")
@@ -266,20 +178,42 @@ class _Writer:
 
     def _multiply_head(self, rows: ir.Value) -> ir.Value:
         build, weight = self.build, self.checkpoint.integer_weight(names.HEAD)
-        bits = FLOAT_BITS if weight is None else weight.grid.bits
-        self._count(names.HEAD, bits, *self.shape.shape(names.HEAD))
-        if weight is None and self.shape.tied:
-            return build.op("Gemm", rows, self._table, name="lm_head.matmul", transB=1)
-        if weight is None:
-            table = self._tensor(f"{names.HEAD}.weight")
-            return linears.float_linear(build, rows, table, None, names.HEAD)
-        points = linears.zero_points_for(build, rows, names.HEAD)
-        quantized = self._quantize(rows, self.shape.hidden, points, names.HEAD)
+        grid = None if weight is None else weight.grid
+        is_integer = weight is not None and self._rounds_inputs
+        size = self.shape.vocab * self.shape.hidden
+        self._count(names.HEAD, "head", grid, is_integer, size)
+        if weight is not None and is_integer:
+            turned = self._table_turned() if self.shape.tied else None
+            quantized = self._quantize(rows, names.HEAD, self.shape.hidden, names.HEAD, False)
+            stored = turned or weights.store(build, weight, names.HEAD)
+            return linears.integer_linear(build, quantized, stored, weight, None, names.HEAD)
         if self.shape.tied:
-            turned = build.op("Transpose", self._table, name="lm_head.weight", perm=[1, 0])
+            table = self._table if weight is None else self._table_as_floats()
+            return build.op("Gemm", rows, table, name="lm_head.matmul", transB=1)
+        if weight is not None:
+            values = weights.dequantize(build, weight, names.HEAD)
         else:
-            turned = linears.integer_weight(build, weight, names.HEAD)
-        return linears.integer_linear(build, quantized, turned, weight, None, names.HEAD)
+            head = self._tensor(f"{names.HEAD}.weight")
+            values = build.weight(head.T, f"{names.HEAD}.weight")
+        return linears.float_linear(build, rows, values, None, names.HEAD)
+
+    def _table_turned(self) -> Stored:
+        """The 8-bit table as the weight of a head [hidden, vocab]."""
+        turned = self.build.op("Transpose", self._table, name="lm_head.weight", perm=[1, 0])
+        return Stored(turned, np.array(roundings.ZERO_POINT, np.uint8))
+
+    def _table_as_floats(self) -> ir.Value:
+        """The whole 8-bit table as floats [vocab, hidden], turned into them at load."""
+        scale = self.checkpoint.integers[names.EMBED].scale.numpy()
+        centred = self._centred(self._table, "lm_head")
+        scales = self.build.weight(scale, "lm_head.scale")
+        return self.build.op("Mul", centred, scales, name="lm_head.weight")
+
+    def _centred(self, stored: ir.Value, name: str) -> ir.Value:
+        build = self.build
+        floats = build.op("Cast", stored, name=f"{name}.cast", to=ir.DataType.FLOAT)
+        zero = build.constant(roundings.ZERO_POINT, np.float32)
+        return build.op("Sub", floats, zero, name=f"{name}.integers")
 
     def _project(self, x: ir.Value, group: tuple[str, ...]) -> tuple[ir.Value, ...]:
         """Linears that share an input, as one: quantized once, multiplied once, split after.
@@ -289,22 +223,7 @@ class _Writer:
         """
         name = _joint_name(group)
         biases = [bias for bias in map(self._bias, group) if bias is not None]
-        bias = np.concatenate(biases) if biases else None
-        weights = [self.checkpoint.integer_weight(linear) for linear in group]
-        integer = [weight for weight in weights if weight is not None]
-        if integer:
-            stacked = linears.stack(integer)
-            self._count(name, stacked.grid.bits, *stacked.integers.shape)
-            stored = linears.integer_weight(self.build, stacked, name)
-            if self._zero_points is None:
-                self._zero_points = linears.zero_points_for(self.build, x, "tokens")
-            width = stacked.integers.shape[1]
-            quantized = self._quantize(x, width, self._zero_points, name)
-            out = linears.integer_linear(self.build, quantized, stored, stacked, bias, name)
-        else:
-            rows = np.concatenate([self._tensor(f"{linear}.weight") for linear in group])
-            self._count(name, FLOAT_BITS, *rows.shape)
-            out = linears.float_linear(self.build, x, rows, bias, name)
+        out = self._multiply(x, group, np.concatenate(biases) if biases else None, name)
         if len(group) == 1:
             return (out,)
         if group[0].endswith(names.Q):
@@ -314,10 +233,37 @@ class _Writer:
         outputs = [f"{linear}.out" for linear in group]
         return self.build.ops("Split", out, sizes, name=f"{name}.split", outputs=outputs, axis=-1)
 
-    def _quantize(self, x: ir.Value, width: int, points: ir.Value, name: str) -> Quantized:
+    def _multiply(
+        self, x: ir.Value, group: tuple[str, ...], bias: NDArray[np.float32] | None, name: str
+    ) -> ir.Value:
+        build, found = self.build, [self.checkpoint.integer_weight(linear) for linear in group]
+        rounded: list[IntegerWeight] = [weight for weight in found if weight is not None]
+        if not rounded:
+            rows = np.concatenate([self._tensor(f"{linear}.weight") for linear in group])
+            self._count(name, "linear", None, False, rows.size)
+            return linears.float_linear(
+                build, x, build.weight(rows.T, f"{name}.weight"), bias, name
+            )
+        weight = weights.stack(rounded)
+        is_integer, macs = self._rounds_inputs, weight.integers.numel()
+        self._count(name, "linear", weight.grid, is_integer, macs)
+        if not is_integer:
+            values = weights.dequantize(build, weight, name)
+            return linears.float_linear(build, x, values, bias, name)
+        quantized = self._quantize(x, group[0], weight.integers.shape[1], name, True)
+        stored = weights.store(build, weight, name)
+        return linears.integer_linear(build, quantized, stored, weight, bias, name)
+
+    def _quantize(
+        self, x: ir.Value, linear: str, width: int, name: str, all_tokens: bool
+    ) -> Quantized:
+        """Round what ``linear`` reads [rows, width]; ``all_tokens``: a row for each of them."""
+        if self._by_token is not None:
+            return self._by_token(x, width, f"{name}.input", all_tokens)
         grid = self.checkpoint.scheme.activations
-        assert grid is not None, "integer weights only meet integer activations"
-        return linears.quantize(self.build, x, width, grid, points, f"{name}.input")
+        assert grid is not None, "asked where inputs are rounded"
+        steps = self.checkpoint.inputs[linear]
+        return roundings.by_tensor(self.build, x, grid, steps, f"{name}.input")
 
     def _add_norm(
         self, stream: ir.Value, update: ir.Value | None, name: str
@@ -356,11 +302,12 @@ class _Writer:
         rotation = self.checkpoint.tensors.get(f"{name}.weight")
         if rotation is None:
             return x
-        self._count(name, FLOAT_BITS, *rotation.shape)
-        return linears.float_linear(self.build, x, rotation.numpy(), None, name)
+        self._count(name, "rotation", None, False, rotation.numel())
+        stored = self.build.weight(rotation.numpy().T, f"{name}.weight")
+        return linears.float_linear(self.build, x, stored, None, name)
 
-    def _count(self, name: str, bits: int, rows: int, columns: int) -> None:
-        self.multiplications.append(Multiplication(name, bits, rows * columns))
+    def _count(self, name: str, part: Part, grid: Grid | None, is_integer: bool, macs: int) -> None:
+        self.multiplications.append(Multiplication(name, part, grid, is_integer, macs))
 
     def _tensor(self, name: str) -> NDArray[np.float32]:
         array: NDArray[np.float32] = self.checkpoint.tensors[name].numpy()

@@ -22,9 +22,10 @@ from slmq_edge.runner.manifest import (
 )
 
 if TYPE_CHECKING:
-    from slmq_edge.exporters.onnx import Lowering
+    from slmq_edge.exporters.lowering import Lowering
     from slmq_edge.golden import Golden
     from slmq_edge.runner.golden import GoldenReport
+    from slmq_edge.scheme import Scheme
 
 Progress = Callable[[float, str], None]
 
@@ -39,6 +40,17 @@ def check_target(target: str) -> None:
         raise MissingExtra("onnx-ir", "onnx") from error
 
 
+def check_scheme(scheme: Scheme) -> None:
+    """Refuse what the target cannot express, before anything is quantized for it.
+
+    Raises:
+        Unsupported: names the part, the reason and what to do.
+    """
+    from slmq_edge.exporters import limits
+
+    limits.check(scheme)
+
+
 def export(
     checkpoint: Checkpoint,
     path: Path,
@@ -51,7 +63,7 @@ def export(
         SlmqError: the graph does not compute what the simulation computes; nothing is written.
     """
     from slmq_edge import golden as goldens
-    from slmq_edge.exporters import graph, onnx
+    from slmq_edge.exporters import graph, onnx, probe
 
     with new_folder(path, force) as folder:
         (folder / GRAPH_FOLDER).mkdir()
@@ -64,7 +76,8 @@ def export(
         model, lowering = onnx.write(checkpoint)
         graph.save(model, folder / GRAPH)
         if lowering.integer_gemm is not None:
-            graph.save(onnx.write_probe(), folder / PROBE)
+            batched = "batch" in lowering.integer_gemm
+            graph.save(probe.write_probe(batched), folder / PROBE)
         progress(0.3, "recording golden prompts")
         golden = goldens.record(checkpoint, goldens.tokenizer_for(checkpoint, folder))
         _write_arrays(folder / goldens.FILE, golden)

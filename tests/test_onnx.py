@@ -1,9 +1,7 @@
 """Promise 2: the artifact computes what the simulation promised.
 
-(a) One linear, the same input: equal to the last bit. (b) The whole model, teacher-forced, with and
-without a past: mean KL at most 1e-4 over the full vocabulary, perplexity within 0.1 % (or four
-times the simulation's own float32-against-float64 noise, where that is larger), argmax equal
-wherever the simulation's margin exceeds twice that noise.
+One linear by itself is in ``test_onnx_linears``; here, the whole model, teacher-forced, with and
+without a past. The forms of rounding beyond the plain schemes are in ``test_onnx_schemes``.
 """
 
 from __future__ import annotations
@@ -13,23 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from slmq_edge import quantization
-from slmq_edge.checkpoint import Checkpoint, IntegerWeight
+from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.decoder import Decoder
-from slmq_edge.exporters import graph, linears, onnx
-from slmq_edge.exporters.graph import Builder
-from slmq_edge.golden import KL_LIMIT, Noise, kl_divergence, measure_noise
+from slmq_edge.exporters import graph, onnx
+from slmq_edge.golden import KL_LIMIT, kl_divergence, measure_noise
 from slmq_edge.quantization import Task
-from slmq_edge.quantization.rounding import integer_matmul, quantize
 from slmq_edge.runner.ort import Session
-from slmq_edge.scheme import TOKENS_8, Grid, scheme
-from slmq_edge.simulation import Simulation, token_log_probabilities
+from slmq_edge.scheme import scheme
+from slmq_edge.simulation import Simulation
+from tests.artifacts import artifact_logits, artifact_logits_with_past, assert_close, session
 from tests.decoders import (
     DECODERS,
     checkpoint_of,
@@ -44,12 +38,6 @@ from tests.test_methods import calibration_for
 VARIANTS = ("fp32", "w8a8", "w4a8", "w8a8 int8 head")
 
 
-def session(model: ir.Model, folder: Path) -> Session:
-    path = folder / "model.onnx"
-    graph.save(model, path)
-    return Session(path, threads=1, settings={})
-
-
 def prepared_checkpoint(name: str, method: str, variant: str) -> Checkpoint:
     precision, _, head = variant.partition(" ")
     wanted = scheme(precision, "int8" if head else "float")
@@ -58,50 +46,6 @@ def prepared_checkpoint(name: str, method: str, variant: str) -> Checkpoint:
     options = {"steps": 2} if method == "spinquant" else {}
     task = Task(wanted, chosen.Settings(**options), calibration_for(model))
     return checkpoint_of(chosen.prepare(model, task), task, method)
-
-
-def linear_graph(weight: IntegerWeight) -> ir.Model:
-    build = Builder()
-    x = ir.val("x", ir.DataType.FLOAT, ["tokens", weight.integers.shape[1]])
-    points = linears.zero_points_for(build, x, "tokens")
-    width = weight.integers.shape[1]
-    quantized = linears.quantize(build, x, width, TOKENS_8, points, "input")
-    stored = linears.integer_weight(build, weight, "linear")
-    y = linears.integer_linear(build, quantized, stored, weight, None, "linear")
-    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
-    quantized.integers.type = ir.TensorType(ir.DataType.UINT8)
-    return build.model([x], [y, quantized.integers])
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    tokens=st.integers(1, 9),
-    width=st.integers(1, 300),
-    outputs=st.integers(1, 40),
-    bits=st.sampled_from([4, 8]),
-    spread=st.floats(0.0, 3.0),
-    seed=st.integers(0, 2**31),
-)
-def test_one_linear_is_equal_to_the_last_bit(
-    tokens: int, width: int, outputs: int, bits: int, spread: float, seed: int
-) -> None:
-    import onnxruntime
-
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens, width, generator=generator)
-    x = x * (spread * torch.randn(width, generator=generator)).exp()
-    grid = Grid(bits, "channel")
-    weight = IntegerWeight.of(
-        quantize(torch.randn(outputs, width, generator=generator), grid), grid
-    )
-    proto = ir.to_proto(linear_graph(weight)).SerializeToString()
-    running = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
-    y, stored = running.run(None, {"x": x.numpy()})
-    x_q = quantize(x, TOKENS_8)
-    assert np.array_equal(stored, (x_q.integers + linears.ZERO_POINT).to(torch.uint8).numpy())
-    products = integer_matmul(x_q.integers, weight.integers.float()).float()
-    expected = products * weight.scale[:, 0] * x_q.steps.scale
-    assert np.array_equal(y, expected.numpy())
 
 
 @pytest.mark.parametrize(
@@ -128,34 +72,6 @@ def test_the_artifact_computes_what_the_simulation_promised(
     assert_close(reference, artifact_logits(running, tokens), tokens, noise)
     past = artifact_logits_with_past(running, tokens, first=48)
     assert_close(reference[:, 47:], past, tokens[:, 47:], noise)
-
-
-def assert_close(
-    reference: torch.Tensor, out: torch.Tensor, tokens: torch.Tensor, noise: Noise
-) -> None:
-    assert kl_divergence(reference, out).mean() <= noise.kl_limit
-    ours = token_log_probabilities(out, tokens).mean().exp()
-    theirs = token_log_probabilities(reference, tokens).mean().exp()
-    assert abs(ours / theirs - 1) <= noise.perplexity_limit
-    best, second = reference.topk(2, dim=-1).values.unbind(-1)
-    clear = best - second > 2 * noise.logit
-    assert clear.float().mean() > 0.25
-    assert torch.equal(out.argmax(-1)[clear], reference.argmax(-1)[clear])
-
-
-def artifact_logits(running: Session, tokens: torch.Tensor) -> torch.Tensor:
-    out, _ = running.prefill(tokens.numpy())
-    return torch.from_numpy(out)
-
-
-def artifact_logits_with_past(running: Session, tokens: torch.Tensor, first: int) -> torch.Tensor:
-    """Positions first - 1 on: a prompt of ``first`` tokens, then one token at a time."""
-    out, cache = running.prefill(tokens[:, :first].numpy(), keep=1)
-    rows = [out]
-    for position in range(first, tokens.shape[1]):
-        out, cache = running.step(tokens[:, position : position + 1].numpy(), cache)
-        rows.append(out)
-    return torch.from_numpy(np.concatenate(rows, axis=1))
 
 
 def test_a_wrong_scale_is_seen(tmp_path: Path) -> None:

@@ -72,12 +72,14 @@ def _export_model(
 ) -> None:
     from slmq_edge.commands import making
     from slmq_edge.commands.progress import bar
+    from slmq_edge.export import check_scheme
     from slmq_edge.export import export as write
     from slmq_edge.files import check_output
     from slmq_edge.quantize import forget, quantize
 
     check_output(destination, force, folder=True)
     planned = making.planned(model, request, destination)
+    check_scheme(planned.request.scheme)
     with bar("reading the model") as progress:
         checkpoint = quantize(planned, progress, making.note)
         manifest = write(checkpoint, destination, force, progress)
