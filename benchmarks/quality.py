@@ -39,26 +39,45 @@ SHARED = Path(os.environ.get("SLMQ_EDGE_SHARED") or Path(__file__).parents[2] / 
 
 @dataclass(frozen=True)
 class Case:
-    """A method in a scheme, with settings that differ from the method's defaults."""
+    """A method in a scheme by a preset, and what differs from the preset: words and settings."""
 
     scheme: str
     method: str
+    preset: str = "upstream"
+    words: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        words = [f"{key} {value}" for key, value in self.settings.items()]
-        return " ".join([self.method, *words])
+        said = {**self.words, **self.settings}
+        preset = [] if self.preset == "upstream" else [self.preset]
+        return " ".join([self.method, *preset, *(f"{key} {value}" for key, value in said.items())])
 
 
-LEARNED = {"learn_weights": "target"}
+# Windows and their length, and epochs where there are any: what a model of a million parameters can
+# use, and a benchmark of three seeds can wait for.
+BUDGET = {
+    "none": (None, None),
+    "smoothquant": (128, 512),
+    "gptq": (128, 512),
+    "omniquant": (32, 256),
+    "spinquant": (128, 512),
+}
+EPOCHS = 10
+METHODS = ("smoothquant", "gptq", "omniquant", "spinquant")
+
 CASES = (
     Case("fp32", "none"),
-    *(Case("w8a8", name) for name in ("none", "smoothquant", "gptq", "omniquant", "spinquant")),
-    *(Case("w4a8", name) for name in ("none", "smoothquant", "gptq", "omniquant", "spinquant")),
-    Case("w4a8", "spinquant", LEARNED),
-    Case("w4a8", "spinquant", {"rounding": "nearest"}),
-    *(Case("w4a8-g32", name) for name in ("none", "gptq", "spinquant")),
+    *(Case(scheme, "none") for scheme in ("w8a8", "w4a8", "w4a8-g32")),
+    Case("w4a8", "none", words={"weights": "asymmetric", "activations": "asymmetric"}),
+    *(Case("w8a8", name) for name in METHODS),
+    *(Case("w4a8", name) for name in METHODS),
+    *(Case("w4a8", name, "best") for name in ("gptq", "spinquant")),
+    *(Case("w4a8-g32", name, "best") for name in ("gptq", "spinquant")),
+    Case("w4a8", "spinquant", settings={"learn_weights": "target"}),
+    Case("w4a8", "spinquant", settings={"rounding": "nearest"}),
+    Case("w4a8-g32", "spinquant"),
+    Case("w4a8", "omniquant", words={"weights": "symmetric"}),
 )
 
 
@@ -66,8 +85,6 @@ def main(
     output: Annotated[Path, typer.Argument(help="JSON file to add rows to.")],
     model: Annotated[list[str] | None, typer.Option(help="Default: all three.")] = None,
     seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
-    windows: int = 64,
-    length: int = 512,
 ) -> None:
     """Measure what is missing, a row at a time, then print the table."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -76,7 +93,7 @@ def main(
     for name, case, seed in _wanted(model or MODELS, seeds):
         if (name, case.scheme, case.name, seed) in known:
             continue
-        rows.append(measured(name, case, seed, windows, length))
+        rows.append(measured(name, case, seed))
         typer.echo(" ".join(str(value) for value in rows[-1].values()), err=True)
         write_text_atomically(output, json.dumps(rows, indent=1) + "\n", force=True)
     typer.echo(table(rows))
@@ -90,27 +107,32 @@ def _wanted(names: Iterable[str], seeds: int) -> Iterator[tuple[str, Case, int]]
                 yield name, case, seed
 
 
-def measured(name: str, case: Case, seed: int, windows: int, length: int) -> dict[str, Any]:
+def measured(name: str, case: Case, seed: int = 0) -> dict[str, Any]:
     """Quality of one bundle, and the seconds that quantizing took."""
+    from slmq_edge import presets
     from slmq_edge.export import export
     from slmq_edge.quantize import Request, plan, quantize
     from slmq_edge.runner import manifest
     from slmq_edge.runner.ort import open_bundle
-    from slmq_edge.scheme import scheme
 
     settings = dict(case.settings)
     if case.method == "spinquant":
         settings["seed"] = seed
+    if case.method == "omniquant":
+        settings.setdefault("epochs", EPOCHS)
+    preset = presets.preset(case.preset, case.method)
+    windows, length = BUDGET[case.method]
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "calibration.jsonl"
         text.write_text(shuffled(calibration_documents(name), seed), encoding="utf-8")
         request = Request(
-            scheme(case.scheme),
+            presets.scheme_for(preset, {"name": case.scheme, **case.words}),
             case.method,
             text,
-            windows=None if case.method == "none" else windows,
-            length=None if case.method == "none" else length,
+            windows=windows,
+            length=length,
             settings=settings,
+            preset=case.preset,
         )
         checkpoint = quantize(plan(str(source(name)), request))
         folder = Path(scratch) / "bundle"

@@ -4,6 +4,8 @@ upstream         the released code's symmetry, calibration size and hyper-parame
 upstream-exact   the same, and what it rounds that no graph of ours can (simulation only)
 paper            the symmetry that section 4.1 of the SLMQuant paper states
 fast             upstream on few short windows: minutes on a CPU
+best             GPTQ, alone or after rotations, with what is added to it here: drift made up for,
+                 columns polished, scales tuned (docs/decisions/0011)
 
 A preset is a row per method. Whatever is said explicitly is said over it; where our upstream is not
 the released code, ``deviations`` says so in the checkpoint.
@@ -59,6 +61,16 @@ SYMMETRIC, ASYMMETRIC = "symmetric", "asymmetric"
 # A Llama's, and what does not move outliers into 4-bit weights (METHODS 1.4, 5.4).
 ALPHA = {8: 0.85, 4: 0.5}
 
+GPTQ = {
+    "damping": 0.01,
+    "clip_search": True,
+    "act_order": False,
+    "drift": 0.0,
+    "polish": 0,
+    "tune": 0,
+}
+BEST = {"drift": 0.5, "polish": 2, "tune": 80}
+
 UPSTREAM: dict[str, Preset] = {
     "none": Preset(),
     "smoothquant": Preset(windows=512, length=512, settings={"alpha": ALPHA}),
@@ -66,7 +78,7 @@ UPSTREAM: dict[str, Preset] = {
         activations=ASYMMETRIC,
         windows=128,
         length=2048,
-        settings={"damping": 0.01, "clip_search": True, "act_order": False},
+        settings=GPTQ,
     ),
     "omniquant": Preset(
         weights=ASYMMETRIC,
@@ -93,9 +105,7 @@ UPSTREAM: dict[str, Preset] = {
             "clip": 1.0,
             "online": "auto",
             "rounding": "gptq",
-            "damping": 0.01,
-            "clip_search": True,
-            "act_order": False,
+            **GPTQ,
         },
     ),
 }
@@ -113,6 +123,11 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "gptq": UPSTREAM["gptq"].but(windows=32, length=512),
         "omniquant": UPSTREAM["omniquant"].but(windows=32, length=512, settings={"epochs": 5}),
         "spinquant": UPSTREAM["spinquant"].but(windows=32, length=512, settings={"steps": 30}),
+    },
+    "best": UPSTREAM
+    | {
+        "gptq": UPSTREAM["gptq"].but(settings=BEST),
+        "spinquant": UPSTREAM["spinquant"].but(settings=BEST),
     },
 }
 # What the released code rounds besides, which no graph of ours can: with upstream-exact only.

@@ -110,9 +110,7 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     if request.preset == presets.EXACT:
         exact = presets.as_released(request.scheme, request.method, shape)
         request = dataclasses.replace(request, scheme=exact)
-    check = getattr(chosen, "check", None)
-    if check is not None:
-        check(shape, request.scheme, settings)
+    chosen.check(shape, request.scheme, settings)
     if calibrates and text is None:
         text = calibrations.default_text(source)
         if text.note:

@@ -34,9 +34,14 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "epochs": ("N", "omniquant: passes over the windows, block by block (20)."),
     "let_rate": ("RATE", "omniquant: learning rate of the channels' scales (0.005)."),
     "lwc_rate": ("RATE", "omniquant: learning rate of the weights' clips (0.01)."),
+    "let": (None, "omniquant: scale channels. Default: where activations are rounded."),
+    "lwc": (None, "omniquant: clip weights. Default: yes."),
     "gqa": ("NAME", "omniquant: shared or skip: scales of v, o, q, k under grouped queries."),
     "damping": ("SHARE", "gptq, spinquant: added to the Hessian's diagonal (0.01)."),
     "act_order": (None, "gptq, spinquant: round columns by falling activation."),
+    "drift": ("SHARE", "gptq, spinquant: of the rounded stream's drift to make up for (0)."),
+    "polish": ("N", "gptq, spinquant: passes over the columns after the first (0)."),
+    "tune": ("N", "gptq, spinquant: steps of learning the scales by distillation (0)."),
 }
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 

@@ -1,82 +1,110 @@
-"""What the artifact is worth: perplexity of exported bundles on real text, scored by the runner."""
+"""What the artifact is worth: exported bundles on held-out text, scored by the runner.
+
+The benchmark's own functions, on one seed and short learning; its table has all seeds and methods.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
+from functools import lru_cache
+from typing import Any
 
-import numpy as np
 import pytest
 
-from benchmarks import methods
-from slmq_edge import builtin, models
-from slmq_edge.export import export
-from slmq_edge.quantize import Request, plan, quantize
-from slmq_edge.runner import manifest
-from slmq_edge.runner.ort import Session, open_bundle
-from slmq_edge.scheme import scheme
+from benchmarks.quality import STORIES, Case, measured, shuffled, table
 from tests.shared import shared
 
 FULL_PRECISION = 3.2057
 ROUNDED = {"w8a8": 3.2085, "w4a8": 3.838}
-RANDOM_HADAMARD_W4A8 = 3.899  # ONNXRUNTIME, last paragraph
+SHORT: dict[str, dict[str, Any]] = {"spinquant": {"steps": 20}, "omniquant": {"epochs": 4}}
+METHODS = ("smoothquant", "gptq", "omniquant", "spinquant")
 
 
-def bundle(folder: Path, method: str, precision: str) -> Session:
-    model = str(shared("models/stories260K"))
-    request = Request(
-        scheme(precision), method, calib=shared("data/tinystories/train_head290.jsonl")
-    )
-    export(quantize(plan(model, request)), folder)
-    return open_bundle(folder, manifest.read_bundle(folder), threads=1)
+@lru_cache
+def log_perplexity(model: str, scheme: str, method: str, preset: str = "upstream") -> float:
+    if model == STORIES:
+        shared("models/stories260K")  # skips, with the reason, where it is missing
+    settings = dict(SHORT.get(method, {}))
+    if preset == "best":
+        settings["tune"] = 0  # minutes
+    found: float = measured(model, Case(scheme, method, preset, settings=settings))[
+        "log_perplexity"
+    ]
+    return found
 
 
-def perplexity(session: Session) -> float:
-    """Token perplexity over the held-out stories, each alone, BOS first, cut at 512 tokens."""
-    tokenizer = models.read_tokenizer(shared("models/stories260K"))
-    rows = shared("data/tinystories/valid_head14.jsonl").read_text().splitlines()
-    scored = []
-    for row in rows:
-        encoded = tokenizer(json.loads(row)["text"], truncation=True, max_length=512)
-        scored.append(methods.log_probabilities(session, encoded["input_ids"]))
-    return math.exp(-float(np.concatenate(scored).mean()))
+def share_won_back(model: str, scheme: str, method: str, preset: str = "upstream") -> float:
+    full = log_perplexity(model, "fp32", "none")
+    rounded = log_perplexity(model, "w4a8", "none")
+    return (rounded - log_perplexity(model, scheme, method, preset)) / (rounded - full)
 
 
-def test_the_baseline_is_the_model(tmp_path: Path) -> None:
-    assert perplexity(bundle(tmp_path / "b", "none", "fp32")) == pytest.approx(
-        FULL_PRECISION, abs=1e-4
-    )
+def test_the_baseline_is_the_model() -> None:
+    found = math.exp(log_perplexity(STORIES, "fp32", "none"))
+    assert found == pytest.approx(FULL_PRECISION, abs=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_plain_rounding_is_what_it_was(scheme: str) -> None:
+    found = math.exp(log_perplexity(STORIES, scheme, "none"))
+    assert found == pytest.approx(ROUNDED[scheme], rel=5e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_w8a8_is_no_worse_than_rounding(method: str) -> None:
+    worse = log_perplexity(STORIES, "w8a8", method) - log_perplexity(STORIES, "w8a8", "none")
+    # The benchmark's bar is half of this, for the mean of three seeds.
+    assert worse <= math.log(1.002)
+
+
+# What the benchmark's three seeds never went below, and room for other machines' rounding.
+@pytest.mark.parametrize(
+    ("scheme", "method", "preset", "least"),
+    [
+        ("w4a8", "gptq", "upstream", 0.45),
+        ("w4a8", "omniquant", "upstream", 0.35),
+        ("w4a8", "spinquant", "best", 0.50),
+        ("w4a8-g32", "spinquant", "best", 0.60),
+    ],
+)
+def test_methods_win_back_what_four_bits_lose(
+    scheme: str, method: str, preset: str, least: float
+) -> None:
+    assert share_won_back(STORIES, scheme, method, preset) >= least
 
 
 @pytest.mark.parametrize("method", ["smoothquant", "spinquant"])
-def test_w8a8_costs_nearly_nothing(method: str, tmp_path: Path) -> None:
-    found = perplexity(bundle(tmp_path / "b", method, "w8a8"))
-    assert abs(found / FULL_PRECISION - 1) <= 0.002
+def test_outliers_are_what_smoothing_and_rotating_are_for(method: str) -> None:
+    """On demo-qwen2, whose gains have outliers: at least three quarters of what is lost."""
+    assert share_won_back("demo-qwen2", "w4a8", method) > 0.75
 
 
-@pytest.mark.parametrize("precision", ["w8a8", "w4a8"])
-def test_plain_rounding_is_what_it_was(precision: str, tmp_path: Path) -> None:
-    found = perplexity(bundle(tmp_path / "b", "none", precision))
-    assert found == pytest.approx(ROUNDED[precision], rel=5e-4)
+def test_the_table_says_what_was_won_back() -> None:
+    def row(scheme: str, case: str, seed: int, perplexity: float) -> dict[str, Any]:
+        return {
+            "model": "m",
+            "scheme": scheme,
+            "case": case,
+            "seed": seed,
+            "log_perplexity": math.log(perplexity),
+            "accuracy": None,
+            "quantize_seconds": 2.0,
+        }
+
+    rows = [
+        row("fp32", "none", 0, 2.0),
+        row("w4a8", "none", 0, 8.0),
+        row("w4a8-g32", "gptq", 0, 4.0),
+        row("w4a8-g32", "gptq", 1, 2.0),
+    ]
+    assert table(rows).splitlines()[2:] == [
+        "| m | fp32 | none | 2.000 |  |  |  | 2 |",
+        "| m | w4a8 | none | 8.000 | +0.00 % | 0 % |  | 2 |",
+        "| m | w4a8-g32 | gptq | 3.000 ± 1.000 | -64.64 % | 75 ± 25 % |  | 2 |",
+    ]
 
 
-def test_learned_rotations_beat_random_ones_at_four_bits(tmp_path: Path) -> None:
-    assert perplexity(bundle(tmp_path / "b", "spinquant", "w4a8")) < RANDOM_HADAMARD_W4A8
-
-
-@pytest.mark.parametrize("method", ["smoothquant", "spinquant"])
-def test_methods_win_back_what_rounding_to_four_bits_loses(method: str, tmp_path: Path) -> None:
-    """On demo-qwen2: full precision 3.225, plain rounding 3.570. At least three quarters of it."""
-
-    def artifact(name: str, used: str, precision: str) -> float:
-        windows, length = (None, None) if used == "none" else (64, 256)
-        request = Request(scheme(precision), used, windows=windows, length=length)
-        export(quantize(plan("demo-qwen2", request)), tmp_path / name)
-        session = open_bundle(tmp_path / name, manifest.read_bundle(tmp_path / name), threads=1)
-        tokenizer = models.read_tokenizer(builtin.folder("demo-qwen2"))
-        return math.log(methods.perplexity(session, tokenizer))
-
-    full, rounded = artifact("full", "none", "fp32"), artifact("rounded", "none", "w4a8")
-    assert rounded > full + 0.05
-    assert (rounded - artifact("prepared", method, "w4a8")) / (rounded - full) > 0.75
+def test_a_seed_shuffles_the_documents() -> None:
+    documents = [str(number) for number in range(9)]
+    assert shuffled(documents, 1) != shuffled(documents, 0) != shuffled(documents, 2)
+    assert sorted(shuffled(documents, 1)) == sorted(shuffled(documents, 0))

@@ -29,7 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from slmq_edge.anatomy import LINEARS, NORM
+from slmq_edge.anatomy import LINEARS, NORM, Anatomy
 from slmq_edge.calibration import Size
 from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.decoder import Decoder
@@ -47,7 +47,7 @@ from slmq_edge.quantization.fitting import (
 from slmq_edge.quantization.let import KEY_LINEAR, Scales, fold, initial_scales
 from slmq_edge.quantization.rounding import quantize
 from slmq_edge.quantization.streams import advance, allocate, embedded, rotary_for
-from slmq_edge.scheme import Grid, require_weights
+from slmq_edge.scheme import Grid, Scheme, require_weights
 
 CALIBRATION = Size(windows=128, length=2048)
 
@@ -92,22 +92,37 @@ class Settings:
             raise UsageError("with neither --let nor --lwc omniquant learns nothing: keep one")
 
 
-def prepare(model: Decoder, task: Task) -> Prepared:
-    """Learn the scales and clips of every block, and fold the scales.
+def check(shape: Anatomy, scheme: Scheme, settings: Settings) -> None:
+    """Refuse what ``prepare`` could not do.
 
     Raises:
         Unsupported: the scheme leaves weights in float.
-        UsageError: nothing is to be learned.
+        UsageError: LET is off because of the scheme, and LWC by the settings.
+    """
+    require_weights(scheme, "omniquant")
+    if settings.let is None and scheme.activations is None and not settings.lwc:
+        raise UsageError(
+            f"{scheme.name} leaves activations in float, where LET is off unless asked for: "
+            "without clipping, omniquant learns nothing"
+        )
+
+
+def prepare(model: Decoder, task: Task) -> Prepared:
+    """Learn the scales and clips of every block, and fold the scales, in place.
+
+    Raises:
+        Unsupported, UsageError: as ``check`` says.
         SlmqError: a block puts out what is no number, even if rounded plainly.
     """
-    require_weights(task.scheme, "omniquant")
+    check(model.anatomy, task.scheme, task.settings)
     settings = settled(task)
     assert task.calibration is not None, "omniquant.CALIBRATION"
     tokens = task.calibration.tokens
-    source = model.to(torch.float32)
+    is_float32 = model.weights[f"{NORM}.weight"].dtype == torch.float32
+    source = model if is_float32 else model.to(torch.float32)
     true, seen = (embedded(source, tokens, task.spill) for _ in range(2))
     extra = allocate(tuple(seen.shape), seen, task.spill) if settings.augmented else None
-    shape, weights, clips = model.anatomy, dict(model.weights), dict[str, Tensor]()
+    shape, weights, clips = model.anatomy, model.weights, dict[str, Tensor]()
     for layer in range(shape.layers):
         absmax = advance_watched(source, layer, true)
         targets = (true,) if extra is None else (true, extra)
@@ -119,30 +134,21 @@ def prepare(model: Decoder, task: Task) -> Prepared:
         scales = {
             name: scale.to(weights[f"{NORM}.weight"]) for name, scale in fitted.scales.items()
         }
-        weights |= fold(shape, layer, model.weights, scales)
         clips |= {shape.block(layer, linear): factors for linear, factors in fitted.clips.items()}
         with torch.no_grad():
             rounded = this.rounded(fitted)
         advance(rounded, layer, seen, *rounding(rounded, task.scheme))
-    return Prepared(dataclasses.replace(model, weights=weights), partial(round_clipped, clips))
+        weights.update(fold(shape, layer, weights, scales))
+    return Prepared(model, partial(round_clipped, clips))
 
 
 def settled(task: Task) -> Settings:
-    """The task's settings, where LET is on or off: on where activations are rounded, unless said.
-
-    Raises:
-        UsageError: LET is off because of the scheme, and LWC by the settings.
-    """
+    """The task's settings, LET decided: on where activations are rounded, unless said."""
     settings: Settings = task.settings
     if settings.let is not None:
         return settings
     let = task.scheme.activations is not None
     if not let:
-        if not settings.lwc:
-            raise UsageError(
-                f"{task.scheme.name} leaves activations in float, where LET is off unless asked "
-                "for: without clipping, omniquant learns nothing"
-            )
         task.note(
             f"omniquant: {task.scheme.name} leaves activations in float, so that only the clipping "
             "of weights was learned, and no scales of channels (LET)"

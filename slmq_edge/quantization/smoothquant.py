@@ -13,7 +13,7 @@ alpha is one for the model, or searched for every feed: see ``alphas``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -90,14 +90,13 @@ def default_alpha(scheme: Scheme) -> float:
 def smooth(
     model: Decoder, absmax: Mapping[str, Tensor], alpha: float | Mapping[str, float]
 ) -> Decoder:
-    """Fold the smoothing factors into norms and linears; absmax, alpha are by name of norm."""
-    weights = dict(model.weights)
+    """Fold smoothing factors into norms and linears, in place; absmax, alpha by name of norm."""
     for layer in range(model.anatomy.layers):
         for feed in FEEDS:
             norm = model.anatomy.block(layer, feed.norm)
             share = alpha[norm] if isinstance(alpha, Mapping) else alpha
-            smooth_feed(model.anatomy, layer, feed, weights, absmax[norm], share)
-    return replace(model, weights=weights)
+            smooth_feed(model.anatomy, layer, feed, model.weights, absmax[norm], share)
+    return model
 
 
 def smooth_feed(
