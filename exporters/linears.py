@@ -31,6 +31,9 @@ def integer_linear(
 ) -> ir.Value:
     """Multiply ``x`` by the stored form of ``weight``: float32 [tokens, out]."""
     grouped = weight.grid.group is not None
+    points = stored.zero
+    shared = points.ndim == 0
+    zero = build.constant(points, np.uint8) if shared else build.weight(points, f"{name}.zeros")
     inputs = _groups(build, x.integers, weight, name) if grouped else x.integers
     product = build.op(
         OPERATOR,
@@ -39,7 +42,7 @@ def integer_linear(
         build.constant(1.0, np.float32),
         build.weight(weights.scales(weight), f"{name}.scale"),
         build.constant(ZERO_POINT, np.uint8),
-        build.constant(stored.zero, np.uint8),
+        zero,
         name=f"{name}.matmul",
         domain=MICROSOFT,
     )

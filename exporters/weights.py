@@ -66,10 +66,10 @@ def store(build: Builder, weight: IntegerWeight, name: str) -> Stored:
         return Stored(nibbles, np.array(HALF_BYTE, np.uint8))
     centred = signed.astype(np.int32) - _per_group(weight.zero, weight)
     _in_a_byte(centred + ZERO_POINT, name)
-    # No release loads an 8-bit addition as early as 1.19.
+    # onnxruntime 1.19 has no 8-bit subtraction.
     wide = build.op("Cast", nibbles, name=f"{name}.weight_wide", to=ir.DataType.INT32)
-    shift = (_per_group(weight.zero, weight) + HALF_BYTE - ZERO_POINT).astype(np.int32)
-    zeros = build.weight(shift, f"{name}.weight_zeros")
+    shift = _per_group(weight.zero, weight) + (HALF_BYTE - ZERO_POINT)
+    zeros = _zeros(build, shift, ir.DataType.INT32, name)
     moved = build.op("Sub", wide, zeros, name=f"{name}.weight_centred")
     narrow = build.op("Cast", moved, name=f"{name}.weight", to=ir.DataType.UINT8)
     return Stored(narrow, np.array(ZERO_POINT, np.uint8))
@@ -82,9 +82,12 @@ def dequantize(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:
         middle, stored = ZERO_POINT, build.weight(unsigned(signed), f"{name}.weight_integers")
     else:
         middle, stored = HALF_BYTE, _nibbles(build, signed, name)
-    zeros = np.array(middle) if weight.zero is None else _per_group(weight.zero, weight) + middle
     floats = build.op("Cast", stored, name=f"{name}.weight_cast", to=ir.DataType.FLOAT)
-    zero = build.constant(zeros, np.float32)
+    if weight.zero is None:
+        zero = build.constant(middle, np.float32)
+    else:
+        zeros = _per_group(weight.zero, weight) + middle
+        zero = _zeros(build, zeros, ir.DataType.FLOAT, name)
     centred = build.op("Sub", floats, zero, name=f"{name}.weight_centred")
     scale = build.weight(scales(weight), f"{name}.scale")
     value = build.op("Mul", centred, scale, name=f"{name}.weight_scaled")
@@ -93,6 +96,8 @@ def dequantize(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:
     rows, columns = weight.integers.shape
     tall = build.constant([-1, rows], np.int64)
     value = build.op("Reshape", value, tall, name=f"{name}.weight_tall")
+    if columns % weight.grid.group == 0:
+        return value
     begin, end = (build.constant([at], np.int64) for at in (0, columns))
     return build.op("Slice", value, begin, end, name=f"{name}.weight")
 
@@ -137,6 +142,12 @@ def _nibbles(build: Builder, signed: NDArray[np.int8], name: str) -> ir.Value:
         flat = build.op("Slice", flat, begin, end, name=f"{name}.weight_cut")
     shape = build.constant(nibbles.shape, np.int64)
     return build.op("Reshape", flat, shape, name=f"{name}.weight_nibbles")
+
+
+def _zeros(build: Builder, zeros: NDArray[Any], to: ir.DataType, name: str) -> ir.Value:
+    """Zero points, 16 bits on disk, in the type of what they are taken from."""
+    stored = build.weight(zeros.astype(np.int16), f"{name}.weight_zeros")
+    return build.op("Cast", stored, name=f"{name}.weight_zeros_cast", to=to)
 
 
 def _in_a_byte(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
