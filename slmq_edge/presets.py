@@ -4,8 +4,8 @@ upstream         the released code's symmetry, calibration size and hyper-parame
 upstream-exact   the same, and what it rounds that no graph of ours can (simulation only)
 paper            the symmetry that section 4.1 of the SLMQuant paper states
 fast             upstream on few short windows: minutes on a CPU
-best             GPTQ, alone or after rotations, with what is added to it here: drift made up for,
-                 columns polished, scales tuned (docs/decisions/0011)
+best             GPTQ, alone or after rotations, with asymmetric weights and what is added to it
+                 here: drift made up for, columns polished (docs/decisions/0011)
 
 A preset is a row per method. Whatever is said explicitly is said over it; where our upstream is not
 the released code, ``deviations`` says so in the checkpoint.
@@ -67,9 +67,8 @@ GPTQ = {
     "act_order": False,
     "drift": 0.0,
     "polish": 0,
-    "tune": 0,
 }
-BEST = {"drift": 0.5, "polish": 2, "tune": 80}
+BEST = {"drift": 0.5, "polish": 2}
 
 UPSTREAM: dict[str, Preset] = {
     "none": Preset(),
@@ -126,8 +125,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
     },
     "best": UPSTREAM
     | {
-        "gptq": UPSTREAM["gptq"].but(settings=BEST),
-        "spinquant": UPSTREAM["spinquant"].but(settings=BEST),
+        "gptq": UPSTREAM["gptq"].but(weights=ASYMMETRIC, settings=BEST),
+        "spinquant": UPSTREAM["spinquant"].but(weights=ASYMMETRIC, settings=BEST),
     },
 }
 # What the released code rounds besides, which no graph of ours can: with upstream-exact only.

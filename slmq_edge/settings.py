@@ -41,7 +41,6 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "act_order": (None, "gptq, spinquant: round columns by falling activation."),
     "drift": ("SHARE", "gptq, spinquant: of the rounded stream's drift to make up for (0)."),
     "polish": ("N", "gptq, spinquant: passes over the columns after the first (0)."),
-    "tune": ("N", "gptq, spinquant: steps of learning the scales by distillation (0)."),
 }
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 

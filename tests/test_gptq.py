@@ -12,17 +12,15 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from slmq_edge.calibration import Calibration, Text
-from slmq_edge.decoder import Decoder, logits
+from slmq_edge.decoder import Decoder
 from slmq_edge.errors import SlmqError, UsageError
-from slmq_edge.golden import kl_divergence
-from slmq_edge.quantization import Task, columns, gptq, tuning
+from slmq_edge.quantization import Task, columns, gptq
 from slmq_edge.quantization.columns import Settings, Sums
 from slmq_edge.quantization.finished import Finished
 from slmq_edge.quantization.rounding import Rounded, extent, quantize, search_clip
 from slmq_edge.quantization.streams import advance, embedded
 from slmq_edge.scheme import Grid, scheme
-from slmq_edge.simulation import Simulation
-from tests.decoders import DECODERS, checkpoint_of, random_llama, random_qwen2, text_for, tokens_for
+from tests.decoders import random_llama, random_qwen2, tokens_for
 
 PER_ROW = Grid(4, "channel", lowest=True)
 GROUPED = dataclasses.replace(PER_ROW, group=32)
@@ -229,26 +227,3 @@ def test_streams_may_live_on_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     for name, weight in inside.items():
         assert torch.equal(weight.integers, spilled[name].integers)
-
-
-def test_tuned_scales_bring_the_rounded_model_nearer(tmp_path: Path) -> None:
-    def divergence(settings: Settings) -> float:
-        model = DECODERS["stories260K"]()
-        calibration = Calibration(Text("stories", ()), text_for("stories260K", 16, 128))
-        task = Task(scheme("w4a8"), settings, calibration)
-        checkpoint = checkpoint_of(gptq.prepare(model, task), task, "gptq")
-        reference = logits(DECODERS["stories260K"](), calibration.tokens[:4])
-        found = Simulation(checkpoint).logits(calibration.tokens[:4])
-        return float(kl_divergence(reference, found).mean())
-
-    assert divergence(Settings(tune=10)) < 0.95 * divergence(Settings())
-
-
-def test_tuning_that_only_does_harm_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "RATE", 30.0)
-    notes: list[str] = []
-    task = task_for(random_llama(), note=notes.append)
-    plain = gptq.GPTQ(Settings())(random_llama(), task)
-    tuned = gptq.GPTQ(Settings(tune=2))(random_llama(), task)
-    assert all(torch.equal(plain[name].scale, tuned[name].scale) for name in plain)
-    assert notes[0].startswith("tuning of scales thrown away: KL ")

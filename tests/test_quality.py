@@ -25,8 +25,6 @@ def log_perplexity(model: str, scheme: str, method: str, preset: str = "upstream
     if model == STORIES:
         shared("models/stories260K")  # skips, with the reason, where it is missing
     settings = dict(SHORT.get(method, {}))
-    if preset == "best":
-        settings["tune"] = 0  # minutes
     found: float = measured(model, Case(scheme, method, preset, settings=settings))[
         "log_perplexity"
     ]

@@ -43,12 +43,12 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class Settings:
-    """The released code's settings (METHODS 3.6), and three additions that are off.
+    """The released code's settings (METHODS 3.6), and two additions that are off.
 
     damping: share of the mean diagonal that is added to H; clip_search: whether ranges are
     clipped to lose least; act_order: columns in falling order of H's diagonal. drift: share of the
     rounded model's drift from the float one that weights make up for, 0..1; polish: passes over
-    the columns after the loop; tune: steps that learn the scales of the whole model (``tuning``).
+    the columns after the loop.
     """
 
     damping: float = 0.01
@@ -56,16 +56,14 @@ class Settings:
     act_order: bool = False
     drift: float = 0.0
     polish: int = 0
-    tune: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.damping < 1:
             raise UsageError(f"--damping is a share above 0 and below 1, not {self.damping}")
         if not 0 <= self.drift <= 1:
             raise UsageError(f"--drift is a share between 0 and 1, not {self.drift}")
-        for name, count in (("polish", self.polish), ("tune", self.tune)):
-            if count < 0:
-                raise UsageError(f"--{name} counts, and cannot be {count}")
+        if self.polish < 0:
+            raise UsageError(f"--polish counts passes, and cannot be {self.polish}")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from slmq_edge.quantization import Prepared, Task
 from slmq_edge.quantization.columns import Settings, Sums, solve
 from slmq_edge.quantization.rounding import Rounded, Steps
 from slmq_edge.quantization.streams import advance, allocate, batches, embedded, rotary_for
-from slmq_edge.quantization.tuning import tune
 from slmq_edge.scheme import Grid, Scheme, require_weights
 
 __all__ = ["CALIBRATION", "GPTQ", "Settings", "check", "prepare"]
@@ -74,8 +73,6 @@ class GPTQ:
             SlmqError: inputs were not finite.
         """
         assert task.calibration is not None, "CALIBRATION"
-        # Tuning is the only one to look at the float model again.
-        whole = replace(model, weights=dict(model.weights)) if self.settings.tune else None
         stream = embedded(model, task.calibration.tokens, task.spill)
         exact = None
         if self.settings.drift:
@@ -88,7 +85,8 @@ class GPTQ:
             integers |= self._finished(model, layer, stream, exact, task)
             for linear in model.anatomy.blocks(layer, names.LINEARS):
                 del model.weights[f"{linear}.weight"]
-        return tune(whole, integers, self.settings.tune, task) if whole else integers
+        task.progress(1.0, "gptq")
+        return integers
 
     def _finished(
         self, model: Decoder, layer: int, stream: Tensor, exact: Tensor | None, task: Task

@@ -135,7 +135,7 @@ def loss_of_target(model: Decoder, scheme: Scheme) -> Loss:
             rounded = inputs if grid is None else straight_through(inputs, grid)
             return tuple(_rounded_linear(rotated, rounded, name, scheme) for name in linears)
 
-        return next_token_loss(rotated, tokens, project, rounded_operands(scheme))
+        return next_token_loss(rotated, tokens, project, _rounded_operands(scheme))
 
     return loss
 
@@ -195,8 +195,7 @@ def _rounded_keys(scheme: Scheme) -> Operands:
     return operands
 
 
-def rounded_operands(scheme: Scheme) -> Operands:
-    """Attention's operands on the scheme's grids, straight through."""
+def _rounded_operands(scheme: Scheme) -> Operands:
     keys = _rounded_keys(scheme)
 
     def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
