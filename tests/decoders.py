@@ -129,6 +129,11 @@ def text_for(name: str, batch: int, length: int) -> torch.Tensor:
     return cut(text, tokenizer, Size(batch, length)).tokens
 
 
+def copied(model: Decoder) -> Decoder:
+    """The same tensors in a dict of their own: methods replace them in the model they are given."""
+    return dataclasses.replace(model, weights=dict(model.weights))
+
+
 def rounded(model: Decoder, scheme: Scheme, method: str = "none") -> Checkpoint:
     """A checkpoint of a model as it stands, rounded to nearest, without files."""
     return checkpoint_of(Prepared(model), Task(scheme, None), method)
@@ -137,7 +142,7 @@ def rounded(model: Decoder, scheme: Scheme, method: str = "none") -> Checkpoint:
 def checkpoint_of(prepared: Prepared, task: Task, method: str) -> Checkpoint:
     """A checkpoint of a prepared model, rounded as its method says, without files."""
     # Rounding takes the weights out of the model, which a test may want to look at again.
-    model = dataclasses.replace(prepared.model, weights=dict(prepared.model.weights))
+    model = copied(prepared.model)
     inputs = {}
     if task.scheme.is_static:
         assert task.calibration is not None

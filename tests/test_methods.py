@@ -13,7 +13,7 @@ from slmq_edge.decoder import Decoder, logits
 from slmq_edge.errors import SlmqError, UsageError
 from slmq_edge.quantization import METHODS, Task, smoothquant, spinquant
 from slmq_edge.scheme import SCHEMES, scheme
-from tests.decoders import DECODERS, random_llama, random_qwen2, tokens_for
+from tests.decoders import DECODERS, copied, random_llama, random_qwen2, tokens_for
 
 FEW_STEPS = {"spinquant": {"steps": 3}, "omniquant": {"epochs": 1}}
 INTEGER_SCHEMES = [name for name, found in SCHEMES.items() if found.activations is not None]
@@ -68,7 +68,7 @@ def test_smoothing_flattens_the_inputs_of_norms() -> None:
     model = random_llama()
     windows = calibration_for(model)
     before = feed_absmax(model, windows.tokens)
-    after = feed_absmax(smoothquant.smooth(model, before, 0.85), windows.tokens)
+    after = feed_absmax(smoothquant.smooth(copied(model), before, 0.85), windows.tokens)
 
     def peak(absmax: dict[str, torch.Tensor]) -> float:
         return max(float(x.max() / x.median()) for x in absmax.values())

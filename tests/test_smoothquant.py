@@ -22,6 +22,7 @@ from slmq_edge.scheme import TOKENS_8, WEIGHTS_4, WEIGHTS_8, Grid, Scheme, schem
 from slmq_edge.simulation import Simulation, token_log_probabilities
 from tests.decoders import (
     checkpoint_of,
+    copied,
     random_llama,
     random_qwen2,
     rounded,
@@ -62,7 +63,7 @@ def test_the_output_is_unchanged(make: Callable[[], Decoder], form: Scheme) -> N
     notes: list[str] = []
     settings = smoothquant.Settings(alpha="auto")
     task = Task(form, settings, calibration(tokens_for(model, 4, 32)), note=notes.append)
-    prepared = smoothquant.prepare(model, task).model
+    prepared = smoothquant.prepare(copied(model), task).model
     tokens = tokens_for(model, seed=5)
     before, after = logits(model, tokens), logits(prepared, tokens)
     assert (before - after).abs().max() <= 1e-9 * before.abs().max()
@@ -105,7 +106,7 @@ def test_every_feed_has_the_alpha_of_least_error() -> None:
     hidden_states(model, tokens, watch)
 
     def error(layer: int, alpha: float) -> float:
-        smoothed = smoothquant.smooth(model, absmax, alpha)
+        smoothed = smoothquant.smooth(copied(model), absmax, alpha)
         simulation = Simulation(rounded(smoothed, form))
         gate, up, down = model.anatomy.blocks(layer, (*GATE_UP, DOWN))
         norm = f"{model.anatomy.block(layer, MLP_FEED.norm)}.weight"
@@ -163,8 +164,8 @@ def test_the_default_follows_the_bits(bits: int, alpha: float) -> None:
     form = Scheme("some", Grid(bits, "channel"), TOKENS_8)
     task = Task(form, smoothquant.Settings(), calibration(tokens))
     given = dataclasses.replace(task, settings=smoothquant.Settings(alpha=alpha))
-    default = smoothquant.prepare(model, task).model.weights
-    for name, weight in smoothquant.prepare(model, given).model.weights.items():
+    default = smoothquant.prepare(copied(model), task).model.weights
+    for name, weight in smoothquant.prepare(copied(model), given).model.weights.items():
         assert torch.equal(default[name], weight)
 
 
