@@ -9,12 +9,10 @@ own tokenizer. Every method runs in a process of its own, so that its peak is it
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,30 +22,14 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.cpu_w8a8 import ROOT, random_model
+from slmq_edge import presets
 from slmq_edge.errors import SlmqError, unknown
 from slmq_edge.quantization import METHODS
 from slmq_edge.scheme import SCHEMES
-from slmq_edge.scheme import scheme as find_scheme
 
 SHAPES = {"SmolLM-135M": "smollm2", "Qwen2.5-0.5B": "qwen2.5"}  # config -> tokenizer
 SHARED = Path(os.environ.get("SLMQ_EDGE_SHARED", ROOT.parent / "shared"))
 FLOAT_BYTES = 4
-CHARACTERS_PER_TOKEN = 8  # at least: the tokenizers at hand average 4.5
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Calibration size, and settings of those methods that do not run with their own defaults."""
-
-    windows: int
-    length: int
-    settings: dict[str, dict[str, Any]]
-
-
-PRESETS = {
-    "fast": Preset(32, 512, {"spinquant": {"steps": 30}}),
-    "upstream": Preset(128, 2048, {}),
-}
 
 
 @dataclass(frozen=True)
@@ -58,9 +40,11 @@ class Trial:
     calib: Path
     method: str
     scheme: str
-    preset: Preset
+    preset: str
     device: str
     threads: int
+    windows: int | None = None
+    length: int | None = None
 
 
 def main(
@@ -68,7 +52,7 @@ def main(
     shape: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Default: all.")] = None,
     scheme: Annotated[str, typer.Option()] = "w8a8",
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "fast",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(presets.PRESETS)}.")] = "fast",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     layers: Annotated[int | None, typer.Option(min=1, help="Shorten the model.")] = None,
     windows: Annotated[int | None, typer.Option(min=8, help="Instead of the preset's.")] = None,
@@ -81,22 +65,18 @@ def main(
     _check("shape", shapes, SHAPES)
     _check("method", methods, METHODS)
     _check("scheme", (scheme,), SCHEMES)
-    _check("preset", (preset,), PRESETS)
-    chosen = PRESETS[preset]
-    chosen = dataclasses.replace(
-        chosen, windows=windows or chosen.windows, length=length or chosen.length
-    )
+    _check("preset", (preset,), presets.PRESETS)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        calib = _text(shared, Path(scratch), chosen.windows * chosen.length)
+        calib = _text(shared, Path(scratch))
         for name in shapes:
             model = random_model(shared, name, SHAPES[name], Path(scratch) / name, layers)
             for used in methods:
-                trial = Trial(model, calib, used, scheme, chosen, device, threads)
+                trial = Trial(model, calib, used, scheme, preset, device, threads, windows, length)
                 rows.append({"shape": name, **in_process_of_its_own(trial)})
                 typer.echo(json.dumps(rows[-1]), err=True)
     document = {
-        "preset": {"name": preset, **dataclasses.asdict(chosen)},
+        "preset": preset,
         "layers": layers,
         "environment": environment(device, threads),
         "rows": rows,
@@ -132,28 +112,25 @@ def measured(trial: Trial) -> dict[str, Any]:
 
     seconds: by stage, and of all. tokens: of the calibration. host_peak_bytes: VmHWM;
     host_peak_less_model_bytes: without the model's float32 tensors; torch_peak_bytes: of the
-    allocator, ``None`` on a CPU. Stages are as the method's progress names them; a stage lasts
-    until the next begins.
+    allocator, ``None`` on a CPU.
     """
     import torch
 
     from slmq_edge.quantize import Request, plan, quantize
 
     torch.set_num_threads(trial.threads)
-    stages = Stages()
-    planned = plan(
-        str(trial.model),
-        Request(
-            find_scheme(trial.scheme),
-            trial.method,
-            calib=trial.calib,
-            windows=trial.preset.windows,
-            length=trial.preset.length,
-            device=trial.device,
-            settings=trial.preset.settings.get(trial.method, {}),
-        ),
+    preset = presets.preset(trial.preset, trial.method)
+    request = Request(
+        presets.scheme_for(preset, {"name": trial.scheme}),
+        trial.method,
+        calib=trial.calib,
+        windows=trial.windows,
+        length=trial.length,
+        device=trial.device,
+        preset=trial.preset,
     )
-    checkpoint = quantize(planned, stages)
+    planned = plan(str(trial.model), request)
+    checkpoint = quantize(planned)
     assert checkpoint.calibration is not None, "a text was given"
     model_bytes = planned.anatomy.parameters * FLOAT_BYTES
     cost, peak = checkpoint.cost, checkpoint.cost["memory"]["cpu_peak_rss"]
@@ -161,35 +138,13 @@ def measured(trial: Trial) -> dict[str, Any]:
         "settings": checkpoint.settings,
         "tokens": checkpoint.calibration["windows"] * checkpoint.calibration["length"],
         "seconds": cost["seconds"],
-        "seconds_by_stage": stages.seconds(),
+        "seconds_by_stage": cost["stages"],
         "host_peak_bytes": peak,
         "model_bytes": model_bytes,
         "host_peak_less_model_bytes": None if peak is None else peak - model_bytes,
         "torch_peak_bytes": cost["memory"].get("torch_peak_allocated"),
         "notes": list(checkpoint.notes),
     }
-
-
-class Stages:
-    """A progress callback that remembers how long each stage took."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._stage: str | None = None
-        self._since = 0.0
-
-    def __call__(self, share: float, what: str) -> None:
-        """What follows a comma changes from step to step, as a loss does."""
-        now = time.perf_counter()
-        if self._stage is not None:
-            self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
-        self._stage, self._since = what.split(",")[0], now
-
-    def seconds(self) -> dict[str, float]:
-        """Of every stage, in order; the last ends now."""
-        if self._stage is not None:
-            self(1.0, self._stage)
-        return dict(self._seconds)
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
@@ -211,12 +166,11 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _text(shared: Path, folder: Path, tokens: int) -> Path:
-    """As much of WikiText-2 as ``tokens`` need; 262,144 need its validation and its test text."""
+def _text(shared: Path, folder: Path) -> Path:
+    """WikiText-2: 262,144 tokens need its validation and its test text."""
     texts = [shared / "data" / "wikitext2" / f"wiki.{part}.raw" for part in ("valid", "test")]
-    joined = "".join(text.read_text("utf-8") for text in texts)
     target = folder / "wikitext2.txt"
-    target.write_text(joined[: CHARACTERS_PER_TOKEN * tokens], encoding="utf-8")
+    target.write_text("".join(text.read_text("utf-8") for text in texts), encoding="utf-8")
     return target
 
 

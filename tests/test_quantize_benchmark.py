@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,17 +9,7 @@ import pytest
 import typer
 
 from benchmarks import quantize
-from slmq_edge.quantization import METHODS
 from tests.shared import shared
-
-
-@pytest.mark.parametrize("preset", quantize.PRESETS.values(), ids=quantize.PRESETS)
-def test_presets_name_methods_and_their_settings(preset: quantize.Preset) -> None:
-    from slmq_edge.quantization import method
-
-    for name, settings in preset.settings.items():
-        assert name in METHODS
-        assert set(settings) <= {f.name for f in dataclasses.fields(method(name).Settings)}
 
 
 def test_a_method_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -40,7 +29,7 @@ def test_a_method_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     )
     document = json.loads(target.read_text())
     (row,) = document["rows"]
-    assert list(row["seconds_by_stage"]) == ["reading the model", "calibrating", "rounding"]
+    assert {"reading the model", "calibrating"} <= set(row["seconds_by_stage"])
     assert sum(row["seconds_by_stage"].values()) == pytest.approx(row["seconds"], rel=0.5)
     assert row["tokens"] == 8 * 16
     # A table of 49,152 x 576, one block, and the final norm.
@@ -52,17 +41,8 @@ def test_a_method_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_method_that_refuses_is_a_row_that_says_why(tmp_path: Path) -> None:
-    trial = quantize.Trial(
-        tmp_path, tmp_path, "smoothquant", "fp32", quantize.PRESETS["fast"], "cpu", 1
-    )
+    trial = quantize.Trial(tmp_path, tmp_path, "smoothquant", "fp32", "fast", "cpu", 1)
     assert "use --method none" in quantize.in_process_of_its_own(trial)["error"]
-
-
-def test_stages_are_told_apart_by_what_stands_before_the_comma() -> None:
-    stages = quantize.Stages()
-    for share, what in ((0.0, "reading"), (0.1, "learning, loss 2.1"), (0.2, "learning, loss 2")):
-        stages(share, what)
-    assert list(stages.seconds()) == ["reading", "learning"]
 
 
 def test_an_unknown_name_is_guessed() -> None:
