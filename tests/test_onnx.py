@@ -197,17 +197,18 @@ def test_optimum_runs_the_graph(tmp_path: Path) -> None:
 
 
 def test_the_report_says_what_was_written_and_not_what_was_asked_for() -> None:
-    """The float rotations of a tied table count, and a linear left in float shows."""
+    """Rotations of a tied table and of down_proj's input are float; a linear in float shows."""
     checkpoint = prepared_checkpoint("demo-llama", "spinquant", "w8a8 int8 head")
     model, lowering = onnx.write(checkpoint)
     kinds = [node.op_type for node in model.graph]
     shape = checkpoint.anatomy
     assert kinds.count("MatMulIntegerToFloat") == 4 * shape.layers + 1
-    assert kinds.count("MatMul") == 2
+    assert kinds.count("MatMul") == 2 + 2 * shape.layers
+    rotations = 2 * shape.hidden**2 + shape.layers * shape.ffn * (16 + 32)  # 512 = 16 * 32
     integer = shape.linear_macs_per_token + shape.head_macs_per_token
-    assert lowering.int8_gemm_share == integer / (integer + 2 * shape.hidden**2)
+    assert lowering.int8_gemm_share == integer / (integer + rotations)
     weight = checkpoint.integers.pop("model.layers.1.mlp.down_proj")
     checkpoint.tensors["model.layers.1.mlp.down_proj.weight"] = weight.dequantized
     _, lowering = onnx.write(checkpoint)
     assert lowering.scheme_ran == "mixed"
-    assert lowering.int8_gemm_share < integer / (integer + 2 * shape.hidden**2)
+    assert lowering.int8_gemm_share < integer / (integer + rotations)
