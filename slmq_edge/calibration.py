@@ -54,15 +54,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Token windows int64 [windows, length], and the text they were cut from."""
+    """Token windows int64 [windows, length], and the text they were cut from.
+
+    prompts: int64, of the same text as many and as long as ``PROMPTS`` says, whatever the windows'
+    size: golden prompts have to show the noise of the model, not of the calibration.
+    """
 
     text: Text
     tokens: Tensor
-
-    @property
-    def prompts(self) -> Tensor:
-        """The windows' beginnings, int64: as many and as long as ``PROMPTS`` says, at most."""
-        return self.tokens[: PROMPTS.windows, : PROMPTS.length]
+    prompts: Tensor | None = None
 
     def as_json(self) -> dict[str, Any]:
         windows, length = self.tokens.shape
@@ -168,15 +168,25 @@ def cut(text: Text, tokenizer: Any, size: Size, fewest: int = FEWEST_WINDOWS) ->
             "(give a longer text, or a smaller --length)"
         )
     offsets = torch.tensor([0, *(len(row) for row in encoded[:-1])]).cumsum(0)
+    bos = torch.tensor(tokenizer("")["input_ids"][:1], dtype=torch.int64)
+    tokens = _cut(stream, offsets, bos, size)
+    enough = len(stream) // PROMPTS.length >= FEWEST_WINDOWS
+    prompts = _cut(stream, offsets, bos, PROMPTS) if enough else tokens
+    return Calibration(text, tokens, prompts[: PROMPTS.windows, : PROMPTS.length])
+
+
+def _cut(stream: Tensor, offsets: Tensor, bos: Tensor, size: Size) -> Tensor:
+    """Windows int64 [windows, length]; offsets: where documents start in the stream."""
+    import torch
+
     starts = offsets[offsets + size.length <= len(stream)]
     if len(starts) >= size.windows:
-        return Calibration(text, _windows(stream, _spread(starts, size.windows), size.length))
-    bos = torch.tensor(tokenizer("")["input_ids"][:1], dtype=torch.int64)
+        return _windows(stream, _spread(starts, size.windows), size.length)
     body = size.length - len(bos)
     stream = stream[len(bos) :]  # the first window gets its BOS like the others
     starts = _spread(torch.arange(len(stream) // body) * body, size.windows)
     windows = _windows(stream, starts, body)
-    return Calibration(text, torch.cat([bos.expand(len(windows), -1), windows], dim=1))
+    return torch.cat([bos.expand(len(windows), -1), windows], dim=1)
 
 
 def _spread(starts: Tensor, count: int) -> Tensor:

@@ -107,12 +107,31 @@ def block(
     operands: Operands = untouched,
 ) -> Tensor:
     """One block: the stream [batch, length, hidden] before it -> behind it."""
-    shape, project = model.anatomy, project or model.project
+    project = project or model.project
+    stream = attention_half(model, layer, stream, rotary, project, operands)
+    return mlp_half(model, layer, stream, project)
+
+
+def attention_half(
+    model: Decoder,
+    layer: int,
+    stream: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    project: Project,
+    operands: Operands = untouched,
+) -> Tensor:
+    """The stream, and what a block's attention adds to it."""
+    shape = model.anatomy
     normed = norm(model, stream, shape.block(layer, ATTENTION_FEED.norm))
     query, key, value = project(normed, shape.blocks(layer, QKV))
     mixed = attention(model, query, key, value, rotary, operands)
     (out,) = project(mixed, shape.blocks(layer, (names.O,)))
-    stream = stream + out
+    return stream + out
+
+
+def mlp_half(model: Decoder, layer: int, stream: Tensor, project: Project) -> Tensor:
+    """The stream, and what a block's MLP adds to it."""
+    shape = model.anatomy
     normed = norm(model, stream, shape.block(layer, MLP_FEED.norm))
     gate, up = project(normed, shape.blocks(layer, GATE_UP))
     (out,) = project(activated(model, gate, up), shape.blocks(layer, (names.DOWN,)))

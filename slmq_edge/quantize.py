@@ -19,6 +19,7 @@ from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError, did_you_m
 from slmq_edge.presets import Preset
 from slmq_edge.quantization import Method, Progress, Task, method
 from slmq_edge.recipe import Recipe
+from slmq_edge.runner.manifest import sha256
 from slmq_edge.scheme import Scheme, require_weights, words_of
 from slmq_edge.settings import settings_of
 
@@ -302,6 +303,11 @@ def _finished_folder(planned: Plan) -> Finished:
         "weights": {
             file.name: (file.stat().st_size, file.stat().st_mtime_ns)
             for file in models.weight_files(planned.source.folder)
+        },
+        "tokenizer": {
+            name: sha256(planned.source.folder / name)
+            for name in models.TOKENIZER_FILES
+            if (planned.source.folder / name).is_file()
         },
         "scheme": request.scheme.as_json(),
         "method": request.method,

@@ -165,6 +165,8 @@ def in_words(words: Mapping[str, Any]) -> Scheme:
     base = named(words["name"])
     said = {word: str(value) for word, value in words.items() if word != "name"}
     for word, value in said.items():
+        if word not in WORDS:
+            raise UsageError(unknown("word of a scheme", word, tuple(WORDS)))
         if value not in WORDS[word]:
             raise UsageError(unknown(spoken(word), value, WORDS[word]))
         reason = meaningless(word, {**words, **said})

@@ -21,6 +21,7 @@ from slmq_edge.quantization.rounding import (
     Rounded,
     Steps,
     integer_matmul,
+    operands_of,
     quantize,
     to_levels,
 )
@@ -48,7 +49,8 @@ class Simulation:
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [batch, length, vocab] of tokens int64 [batch, length]."""
         with torch.no_grad():
-            return logits(self.model, tokens.to(self._device), self.project, self.operands)
+            operands = operands_of(self.checkpoint.scheme)
+            return logits(self.model, tokens.to(self._device), self.project, operands)
 
     def project(self, inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         """Quantize the shared input once, multiply integers, scale back."""
@@ -70,15 +72,6 @@ class Simulation:
             bias = self.model.weights.get(f"{name}.bias")
             outputs.append(out if bias is None else out + bias)
         return tuple(outputs)
-
-    def operands(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Round what attention multiplies, by token and head, where the scheme says so."""
-        scheme = self.checkpoint.scheme
-        if scheme.query is not None:
-            query = quantize(query, scheme.query).values(scheme.query)
-        if scheme.kv is not None:
-            key, value = (quantize(x, scheme.kv).values(scheme.kv) for x in (key, value))
-        return query, key, value
 
     def _round(self, inputs: Tensor, grid: Grid, linear: str) -> Rounded:
         if grid.per == "token":

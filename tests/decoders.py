@@ -130,8 +130,8 @@ def text_for(name: str, batch: int, length: int) -> torch.Tensor:
 
 
 def copied(model: Decoder) -> Decoder:
-    """The same tensors in a dict of their own: methods replace them in the model they are given."""
-    return dataclasses.replace(model, weights=dict(model.weights))
+    """The same again: a method takes over, and changes, the model it is given."""
+    return dataclasses.replace(model, weights={n: t.clone() for n, t in model.weights.items()})
 
 
 def rounded(model: Decoder, scheme: Scheme, method: str = "none") -> Checkpoint:

@@ -12,7 +12,7 @@ import torch
 
 from slmq_edge.anatomy import Anatomy, K, O, Q
 from slmq_edge.calibration import Calibration, Text
-from slmq_edge.decoder import Decoder, logits
+from slmq_edge.decoder import Decoder, block, logits
 from slmq_edge.errors import SlmqError, UsageError
 from slmq_edge.quantization import Prepared, Task, fitting, let, omniquant
 from slmq_edge.quantization.finished import Finished
@@ -253,6 +253,51 @@ def test_a_damaged_model_is_one_line() -> None:
     model.weights["model.layers.1.mlp.up_proj.weight"][0, 0] = math.nan
     with pytest.raises(SlmqError, match="block 2 is impossible: the loss is nan"):
         omniquant.prepare(copied(model), task_for(model, epochs=1))
+
+
+def test_blocks_learn_on_the_streams_that_reach_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """X_q behind rounded blocks, X behind float ones; augmented, the float block's of X_q too."""
+    model, source = random_qwen2(), random_qwen2()
+    task = task_for(model, epochs=1, augmented=True)
+    assert task.calibration is not None
+    seen: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+    learn = omniquant._fitted
+
+    def record(this: fitting.Block, *rest: Any) -> fitting.Fitted:
+        seen.append((this.inputs.clone(), [target.clone() for target in this.targets]))
+        return learn(this, *rest)
+
+    monkeypatch.setattr(omniquant, "_fitted", record)
+    found = Simulation(checkpoint_of(omniquant.prepare(model, task), task, "omniquant"))
+    stream = embedded(source, task.calibration.tokens)
+    rotary = rotary_for(source, stream)
+    inputs, (target, augmented) = seen[1]
+    exact = block(source, 0, stream, rotary)
+    torch.testing.assert_close(seen[0][0], stream)
+    rounded_behind = block(found.model, 0, stream, rotary, found.project)
+    assert (inputs - rounded_behind).norm() < 0.1 * (inputs - exact).norm()
+    torch.testing.assert_close(target, block(source, 1, exact, rotary), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(augmented, block(source, 1, inputs, rotary), rtol=1e-4, atol=1e-4)
+
+
+def test_a_state_is_judged_by_its_own_loss() -> None:
+    """Not by what it lost while it moved: one long step may end anywhere."""
+    this = block_for(random_qwen2(), "w8a8")
+    for candidate in fitting.learn(this, start_for(this), Pace(1, 0.05, 0.05), ignore):
+        assert candidate.loss == this.mean_loss(candidate.fitted)
+
+
+@pytest.mark.parametrize(("rates", "moved"), [((0.0, 1e-2), "clips"), ((5e-3, 0.0), "scales")])
+def test_scales_and_clips_have_a_rate_each(rates: tuple[float, float], moved: str) -> None:
+    this = block_for(random_qwen2(), "w4a8")
+    start = start_for(this)
+    found = fitting.learn(this, start, Pace(1, *rates), ignore)[1].fitted
+    for kind in ("scales", "clips"):
+        pairs = zip(
+            getattr(start.fitted(), kind).values(), getattr(found, kind).values(), strict=True
+        )
+        same = all(torch.equal(before, after) for before, after in pairs)
+        assert same == (kind != moved)
 
 
 def tensors_of(prepared: Prepared, task: Task) -> dict[str, torch.Tensor]:

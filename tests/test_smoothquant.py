@@ -17,6 +17,7 @@ from slmq_edge.calibration import Calibration, Text, feed_absmax
 from slmq_edge.decoder import Decoder, block, hidden_states, logits
 from slmq_edge.errors import UsageError
 from slmq_edge.quantization import Prepared, Task, alphas, smoothquant
+from slmq_edge.quantization.rounding import operands_of
 from slmq_edge.quantization.streams import embedded, rotary_for
 from slmq_edge.scheme import TOKENS_8, WEIGHTS_4, WEIGHTS_8, Grid, Scheme, scheme
 from slmq_edge.simulation import Simulation, token_log_probabilities
@@ -63,9 +64,9 @@ def test_the_output_is_unchanged(make: Callable[[], Decoder], form: Scheme) -> N
     notes: list[str] = []
     settings = smoothquant.Settings(alpha="auto")
     task = Task(form, settings, calibration(tokens_for(model, 4, 32)), note=notes.append)
-    prepared = smoothquant.prepare(copied(model), task).model
     tokens = tokens_for(model, seed=5)
-    before, after = logits(model, tokens), logits(prepared, tokens)
+    before = logits(model, tokens)
+    after = logits(smoothquant.prepare(model, task).model, tokens)
     assert (before - after).abs().max() <= 1e-9 * before.abs().max()
     (note,) = notes
     assert note.startswith("alpha of attention/mlp by block: ")
@@ -83,9 +84,9 @@ def test_the_search_rounds_as_the_simulation_does(
     simulation = Simulation(checkpoint_of(Prepared(model), task, "none"), torch.float64)
     stream = embedded(model, tokens)
     rotary = rotary_for(model, stream)
-    operands = alphas._rounded_operands(form)
+    operands = operands_of(form)
     ours = block(model, 0, stream, rotary, alphas._rounded_project(model, form), operands)
-    theirs = block(simulation.model, 0, stream, rotary, simulation.project, simulation.operands)
+    theirs = block(simulation.model, 0, stream, rotary, simulation.project, operands)
     # The checkpoint's scales are float32; a static range is that of the float block's inputs.
     assert (ours - theirs).abs().max() < (0.02 if form is STATIC else 1e-5) * theirs.abs().max()
     assert (ours - block(model, 0, stream, rotary)).abs().max() > 1e-4

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import weakref
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +15,19 @@ from torch.nn import functional
 
 from slmq_edge.decoder import Decoder, logits
 from slmq_edge.errors import UsageError
-from slmq_edge.quantization import Task, learning, rotations, spinquant
+from slmq_edge.quantization import (
+    Task,
+    gptq,
+    learning,
+    rotations,
+    round_searched,
+    round_to_nearest,
+    spinquant,
+)
+from slmq_edge.quantization.finished import Finished
 from slmq_edge.quantization.learning import Schedule
 from slmq_edge.quantization.rotations import Rotations
+from slmq_edge.quantization.spinquant import Settings
 from slmq_edge.scheme import Grid, Scheme, scheme
 from tests.decoders import DECODERS, random_llama, random_qwen2, tokens_for
 from tests.test_methods import calibration_for, ignore
@@ -44,7 +58,7 @@ def test_float_output_is_unchanged_with_everything_on(
     model = make().to(torch.float64)
     tokens = tokens_for(model)
     before = logits(model, tokens)
-    chosen = spinquant.Settings(steps=2, **settings)  # type: ignore[arg-type]  # words
+    chosen = Settings(steps=2, **settings)  # type: ignore[arg-type]  # words
     prepared = spinquant.prepare(model, Task(EVERYTHING, chosen, calibration_for(model))).model
     assert prepared.online.keys
     assert prepared.online.down == (make is random_qwen2)  # no Hadamard matrix of order 63
@@ -106,7 +120,7 @@ def test_rotations_stay_orthogonal_while_learning() -> None:
 
 def prepared_with(make: Callable[[], Decoder], wanted: Scheme, **settings: object) -> Decoder:
     model = make()
-    chosen = spinquant.Settings(steps=0, **settings)  # type: ignore[arg-type]  # by name
+    chosen = Settings(steps=0, **settings)  # type: ignore[arg-type]  # by name
     return spinquant.prepare(model, Task(wanted, chosen, calibration_for(model))).model
 
 
@@ -119,7 +133,7 @@ def test_online_rotations_are_auto() -> None:
 def test_an_order_that_is_not_constructed_is_noted() -> None:
     model = random_llama()
     notes: list[str] = []
-    task = Task(W4A8, spinquant.Settings(steps=0), calibration_for(model), note=notes.append)
+    task = Task(W4A8, Settings(steps=0), calibration_for(model), note=notes.append)
     assert not spinquant.prepare(model, task).model.online.down
     assert notes == [
         "no online rotation of 63 (R4, ffn): no Hadamard matrix of that order is constructed"
@@ -153,8 +167,96 @@ def test_rotated_inputs_of_down_have_smaller_peaks() -> None:
 
 
 def test_the_settings_say_which_weights_are_learned_with() -> None:
-    assert not spinquant.Settings().learns_target
-    assert spinquant.Settings(rounding="nearest").learns_target
-    assert spinquant.Settings(learn_weights="target").learns_target
-    with pytest.raises(UsageError, match="did you mean nearest"):
-        spinquant.Settings(rounding="nearst")  # type: ignore[arg-type]  # a typo
+    assert not Settings().learns_target(W4A8)
+    assert Settings().learns_target(scheme("w4a16"))  # else nothing would be rounded
+    assert Settings(rounding="nearest").learns_target(W4A8)
+    assert Settings(learn_weights="target").learns_target(W4A8)
+
+
+def test_weights_at_16_bits_and_float_inputs_leave_nothing_to_learn() -> None:
+    with pytest.raises(UsageError, match="w4a16 rounds no activations"):
+        spinquant.check(random_llama().anatomy, scheme("w4a16"), Settings(learn_weights="16"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"steps": -1}, "--steps counts"),
+        ({"rate": math.nan}, "--rate is a number above 0"),
+        ({"rate": -1.0}, "--rate is a number above 0"),
+        ({"clip": math.inf}, "--set clip is a number above 0"),
+        ({"seed": -1}, "--seed is a whole number"),
+        ({"rounding": "nearst"}, "did you mean nearest"),
+        ({"learn_weights": "targt"}, "did you mean target"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(wrong: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageError, match=line):
+        Settings(**wrong)
+
+
+def test_rounding_to_nearest_has_no_settings_of_gptq() -> None:
+    with pytest.raises(UsageError, match="--rounding nearest has no polish"):
+        prepared_with(random_llama, W4A8, rounding="nearest", polish=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Settings(steps=0), gptq.GPTQ(Settings(steps=0))),
+        (Settings(steps=0, rounding="nearest"), round_searched),
+        (Settings(steps=0, rounding="nearest", clip_search=False), round_to_nearest),
+    ],
+)
+def test_the_settings_say_how_weights_are_rounded(settings: Settings, expected: object) -> None:
+    model = random_llama()
+    task = Task(W4A8, settings, calibration_for(model))
+    assert spinquant.prepare(model, task).round_linears == expected
+
+
+def test_the_rate_falls_along_a_cosine() -> None:
+    schedule = Schedule(steps=10, rate=1.5, clip=1.0)
+    assert [schedule.rate_at(step) for step in (0, 5)] == pytest.approx([1.5, 0.75])
+    assert schedule.rate_at(10) == pytest.approx(0.0)
+
+
+def test_every_step_looks_at_the_next_window() -> None:
+    tokens, seen = torch.arange(12).view(3, 4), []
+
+    def loss_of(found: Rotations, window: torch.Tensor) -> torch.Tensor:
+        seen.append(window[0, 0].item())
+        return found.r1.sum() + found.r2.sum()
+
+    start = rotations.initial_rotations(random_qwen2().anatomy, seed=0)
+    learning.learn(loss_of, start, tokens, Schedule(5, 0.1, 1.0), ignore)
+    assert seen == [0, 4, 8, 0, 4]
+
+
+def test_a_resumed_run_keeps_its_rotations(tmp_path: Path) -> None:
+    def run() -> tuple[Decoder, list[str]]:
+        stages: list[str] = []
+        model = random_qwen2()
+        task = Task(
+            W4A8,
+            Settings(steps=3),
+            calibration_for(model),
+            progress=lambda share, what: stages.append(what),
+            finished=Finished(tmp_path / "blocks", {"model": "random"}),
+        )
+        return spinquant.prepare(model, task).model, stages
+
+    (first, learned), (second, resumed) = run(), run()
+    assert any(stage.startswith("learning") for stage in learned)
+    assert not any(stage.startswith("learning") for stage in resumed)
+    assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+
+
+def test_no_float_copy_of_a_linear_outlives_preparing() -> None:
+    model = random_llama()
+    linears = [f"{linear}.weight" for linear in model.anatomy.linears()]
+    before = [weakref.ref(model.weights[name]) for name in linears]
+    task = Task(W4A8, Settings(steps=0), calibration_for(model))
+    prepared = spinquant.prepare(model, task)
+    assert all(reference() is None for reference in before)
+    prepared.round_linears(prepared.model, task)
+    assert not set(linears) & set(prepared.model.weights)

@@ -85,7 +85,7 @@ def round_to_nearest(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
     }
 
 
-def round_clipped(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
+def round_searched(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
     """Every linear to nearest, within the range that a search finds best (METHODS 3.6)."""
     from slmq_edge.checkpoint import IntegerWeight
     from slmq_edge.quantization.rounding import quantize, search_clip

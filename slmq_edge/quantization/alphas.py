@@ -14,38 +14,33 @@ need a second stream; what is to be compared here is a single half's own loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from slmq_edge import anatomy as names
-from slmq_edge.anatomy import ATTENTION_FEED, FEEDS, GATE_UP, MLP_FEED, QKV, Feed
+from slmq_edge.anatomy import ATTENTION_FEED, FEEDS, Feed
 from slmq_edge.calibration import Size
 from slmq_edge.decoder import (
     Decoder,
     Operands,
     Project,
-    activated,
-    attention,
-    norm,
+    attention_half,
+    mlp_half,
     untouched,
 )
 from slmq_edge.quantization import Progress
 from slmq_edge.quantization.ranges import extent_of
-from slmq_edge.quantization.rounding import quantize
+from slmq_edge.quantization.rounding import operands_of, rounded
 from slmq_edge.quantization.smoothquant import default_alpha, smooth_feed
 from slmq_edge.quantization.streams import embedded, rotary_for
-from slmq_edge.scheme import Grid, Scheme
+from slmq_edge.scheme import Scheme
 
 ALPHAS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 # Of the calibration windows: a feed has one alpha to find, and thousands of tokens to find it by.
 SIZE = Size(windows=8, length=512)
-
-# (model, layer, stream, rotary table, project, operands) -> the stream behind one half of a block
-Half = Callable[[Decoder, int, Tensor, tuple[Tensor, Tensor], Project, Operands], Tensor]
 
 
 def search(
@@ -61,7 +56,7 @@ def search(
     """
     default = default_alpha(scheme)
     candidates = sorted({default, *ALPHAS}, key=lambda alpha: (alpha != default, alpha))
-    operands = _rounded_operands(scheme)
+    operands = operands_of(scheme)
     found: dict[str, float] = {}
     progress(0.0, "searching alpha")
     with torch.no_grad():
@@ -69,13 +64,12 @@ def search(
         rotary = rotary_for(model, stream)
         for layer in range(model.anatomy.layers):
             for feed in FEEDS:
-                half = _HALVES[feed]
-                target = half(model, layer, stream, rotary, model.project, untouched)
+                target = _half(model, layer, feed, stream, rotary, model.project, untouched)
                 errors = {}
                 for alpha in candidates:
                     smoothed = _smoothed(model, layer, feed, absmax, alpha)
                     project = _rounded_project(smoothed, scheme)
-                    out = half(smoothed, layer, stream, rotary, project, operands)
+                    out = _half(smoothed, layer, feed, stream, rotary, project, operands)
                     errors[alpha] = functional.mse_loss(out, target).item()
                 found[model.anatomy.block(layer, feed.norm)] = min(errors, key=errors.__getitem__)
                 stream = target
@@ -90,38 +84,19 @@ def _few(tokens: Tensor) -> Tensor:
     return tokens[chosen, : SIZE.length]
 
 
-def _attention_half(
+def _half(
     model: Decoder,
     layer: int,
+    feed: Feed,
     stream: Tensor,
     rotary: tuple[Tensor, Tensor],
     project: Project,
     operands: Operands,
 ) -> Tensor:
-    shape = model.anatomy
-    normed = norm(model, stream, shape.block(layer, ATTENTION_FEED.norm))
-    query, key, value = project(normed, shape.blocks(layer, QKV))
-    mixed = attention(model, query, key, value, rotary, operands)
-    (out,) = project(mixed, shape.blocks(layer, (names.O,)))
-    return stream + out
-
-
-def _mlp_half(
-    model: Decoder,
-    layer: int,
-    stream: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    project: Project,
-    operands: Operands,
-) -> Tensor:
-    shape = model.anatomy
-    normed = norm(model, stream, shape.block(layer, MLP_FEED.norm))
-    gate, up = project(normed, shape.blocks(layer, GATE_UP))
-    (out,) = project(activated(model, gate, up), shape.blocks(layer, (names.DOWN,)))
-    return stream + out
-
-
-_HALVES: dict[Feed, Half] = {ATTENTION_FEED: _attention_half, MLP_FEED: _mlp_half}
+    """The stream behind the half of a block that starts at a feed's norm."""
+    if feed == ATTENTION_FEED:
+        return attention_half(model, layer, stream, rotary, project, operands)
+    return mlp_half(model, layer, stream, project)
 
 
 def in_words(found: Mapping[str, float]) -> str:
@@ -145,31 +120,17 @@ def _rounded_project(model: Decoder, scheme: Scheme) -> Project:
     assert weights_grid is not None, "default_alpha() sees to it"
 
     def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
-        is_mixed = linears[0].endswith(names.O) and scheme.mixed is not None
-        grid = scheme.mixed if is_mixed else scheme.activations
-        x = inputs if grid is None else _rounded_input(inputs, grid, scheme)
+        grid = scheme.input_grid(linears[0])
+        static = grid is not None and grid.per == "tensor"
+        found = extent_of(inputs, scheme.range, grid) if grid is not None and static else None
+        x = rounded(inputs, grid, found)
         return tuple(
             functional.linear(
                 x,
-                quantize(model.weights[f"{name}.weight"], weights_grid).values(weights_grid),
+                rounded(model.weights[f"{name}.weight"], weights_grid),
                 model.weights.get(f"{name}.bias"),
             )
             for name in linears
         )
 
     return project
-
-
-def _rounded_input(inputs: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
-    found = extent_of(inputs, scheme.range, grid) if grid.per == "tensor" else None
-    return quantize(inputs, grid, found).values(grid)
-
-
-def _rounded_operands(scheme: Scheme) -> Operands:
-    def rounded(x: Tensor, grid: Grid | None) -> Tensor:
-        return x if grid is None else quantize(x, grid).values(grid)
-
-    def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return rounded(query, scheme.query), rounded(key, scheme.kv), rounded(value, scheme.kv)
-
-    return operands

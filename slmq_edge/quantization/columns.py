@@ -86,16 +86,20 @@ def solve(weight: Tensor, sums: Sums, grid: Grid, settings: Settings) -> Rounded
     Raises:
         SlmqError: the Hessian is not positive definite, not even damped: inputs were not finite.
     """
-    weight, hessian = weight.to(torch.float32, copy=True), sums.hessian.to(torch.float64)
-    weight[:, hessian.diagonal() == 0] = 0
-    order = torch.arange(len(hessian), device=weight.device)
-    if settings.act_order:
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-    damped = damp(hessian, settings.damping)
+    weight = weight.to(torch.float32, copy=True)
+    dead = sums.hessian.diagonal() == 0
+    weight[:, dead] = 0
+    damped = damp(sums.hessian, settings.damping)
     if settings.drift:
         weight += settings.drift * _correction(weight, sums, damped)
-        weight[:, hessian.diagonal() == 0] = 0
-    upper = inverse_factor(damped[order][:, order]).to(torch.float32)
+        weight[:, dead] = 0
+    order = torch.arange(len(damped), device=weight.device)
+    upper: Tensor
+    if settings.act_order:
+        order = sums.hessian.diagonal().argsort(descending=True, stable=True)
+        upper = inverse_factor(damped[order][:, order])
+    else:
+        upper = inverse_factor(damped)
     found = _Columns(weight, order, upper, grid, settings).rounded()
     for _ in range(settings.polish):
         found = _polished(weight, found, damped.to(torch.float32), grid)
@@ -103,30 +107,31 @@ def solve(weight: Tensor, sums: Sums, grid: Grid, settings: Settings) -> Rounded
 
 
 def damp(hessian: Tensor, damping: float) -> Tensor:
-    """H + damping * mean(diag) I; an input that was always 0 counts as 1."""
-    diagonal = hessian.diagonal()
-    diagonal = torch.where(diagonal == 0, torch.ones_like(diagonal), diagonal)
-    damped = hessian.clone()
-    damped.diagonal().copy_(diagonal + damping * diagonal.mean())
+    """H + damping * mean(diag) I, float64; an input that was always 0 counts as 1."""
+    damped = hessian.to(torch.float64, copy=True)
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += damping * diagonal.mean()
     return damped
 
 
 def inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper U with U^T U = H^-1: H read backwards is L L^T, and U is L^-1 read backwards."""
+    """Upper U with U^T U = H^-1, float32: H read backwards is L L^T, U is L^-1 read backwards."""
     factor = _cholesky(hessian.flip(0, 1))
-    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return inverse.flip(0, 1)
+    inverse = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    torch.linalg.solve_triangular(factor, inverse, upper=False, out=inverse)
+    return inverse.to(torch.float32).flip(0, 1)
 
 
 def _cholesky(hessian: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(hessian)
+    """The lower factor of a matrix, in its place."""
+    failed = torch.empty((), dtype=torch.int32, device=hessian.device)
+    torch.linalg.cholesky_ex(hessian, out=(hessian, failed))
     if failed.item():
         raise SlmqError(
             "GPTQ failed: the inputs' Hessian is not positive definite; try a larger --damping"
         )
-    found: Tensor = factor
-    return found
+    return hessian
 
 
 def _correction(weight: Tensor, sums: Sums, damped: Tensor) -> Tensor:
@@ -135,7 +140,7 @@ def _correction(weight: Tensor, sums: Sums, damped: Tensor) -> Tensor:
     missing = weight.to(torch.float64) @ sums.inputs.to(torch.float64)
     if sums.stream is not None:
         missing += sums.stream.to(torch.float64)
-    return torch.cholesky_solve(missing.mT, _cholesky(damped)).mT.to(torch.float32)
+    return torch.cholesky_solve(missing.mT, _cholesky(damped.clone())).mT.to(torch.float32)
 
 
 class _Columns:
@@ -148,7 +153,8 @@ class _Columns:
         self.column_grid = replace(grid, group=None)
         self.weight = weight[:, order]
         self.levels = torch.empty_like(self.weight)
-        self.group_of = order // (grid.group or len(order))
+        # Numbers, not tensors: a tensor as an index would be waited for, column by column.
+        self.group_of = (order // (grid.group or len(order))).tolist()
         # In another order a block of columns is no block of groups: their ranges come first.
         self.ranges_first = settings.act_order or grid.group is None
         whole = self._ranges(weight)
@@ -212,6 +218,5 @@ def _polished(weight: Tensor, found: Rounded, hessian: Tensor, grid: Grid) -> Ro
             moved[:, i] = (new - levels[:, start + i]) * step
             here -= moved[:, i : i + 1] * inner[i]
             levels[:, start + i] = new
-        pull[:, :start] -= moved @ hessian[start:end, :start]
         pull[:, end:] -= moved @ hessian[start:end, end:]
     return Rounded(levels, found.steps)

@@ -42,20 +42,25 @@ class Finished:
     @property
     def count(self) -> int:
         """How many blocks there are to go on from."""
-        return len(list(self._folder.glob("*.safetensors")))
+        return len(list(self._folder.glob("*-[0-9]*.safetensors")))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors of a finished block; ``None`` where it is still to be done."""
+        """What was kept by this name; ``None`` where it is still to be done, or is damaged."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         file = self._folder / f"{name}.safetensors"
         if not file.is_file():
             return None
-        found: dict[str, Tensor] = load_file(file)
+        try:
+            found: dict[str, Tensor] = load_file(file)
+        except SafetensorError:
+            file.unlink()
+            return None
         return found
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a finished block, all of it or nothing."""
+        """Keep what is finished, all of it or nothing; a block's name ends in its number."""
         from safetensors.torch import save
 
         scratch = self._folder / f".{name}"
@@ -73,4 +78,12 @@ class Finished:
 
 def environment() -> dict[str, Any]:
     """What makes equal arithmetic give equal bits."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    from slmq_edge.runner.environment import capture
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": capture()["cpu_model"],
+        "cuda": cuda,
+    }

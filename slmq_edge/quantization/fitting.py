@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from slmq_edge.anatomy import LINEARS, O
+from slmq_edge.anatomy import LINEARS
 from slmq_edge.decoder import Decoder, Operands, Project, block
 from slmq_edge.errors import SlmqError
 from slmq_edge.quantization.let import Scales, fold
-from slmq_edge.quantization.rounding import Extent, extent, fake_quantize
+from slmq_edge.quantization.rounding import Extent, extent, fake_quantize, operands_of
 from slmq_edge.scheme import Grid, Scheme
 
 # How often a block is learned again, each time at half the rate.
@@ -150,27 +150,10 @@ def rounding(model: Decoder, scheme: Scheme) -> tuple[Project, Operands]:
     """
 
     def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
-        is_mixed = linears[0].endswith(O) and scheme.mixed is not None
-        grid = scheme.mixed if is_mixed else scheme.activations
-        return model.project(_round_rows(inputs, grid), linears)
+        grid = scheme.input_grid(linears[0])
+        return model.project(inputs if grid is None else fake_quantize(inputs, grid), linears)
 
-    def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            _round_rows(query, scheme.query),
-            _round_rows(key, scheme.kv),
-            _round_rows(value, scheme.kv),
-        )
-
-    return project, operands
-
-
-def _round_rows(x: Tensor, grid: Grid | None) -> Tensor:
-    if grid is None:
-        return x
-    if grid.per == "tensor":
-        # A stand-in for the calibrated range, which is found when all blocks are folded.
-        return fake_quantize(x, grid, Extent(x.amin().view(1), x.amax().view(1)))
-    return fake_quantize(x, grid)
+    return project, operands_of(scheme, fake_quantize)
 
 
 def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, str | None]:
@@ -216,8 +199,8 @@ def learn(
 ) -> tuple[Candidate, Candidate]:
     """The best epoch's state and the last one's, at ``slower`` times the rates.
 
-    The loss of an epoch is the mean while its state moved. Where learning diverges it ends, and the
-    last one's is nan.
+    Where learning diverges it ends, and the last one's loss is nan. The losses of both are those of
+    the states as they are: while an epoch runs, its own state moves.
     """
     learnable, windows = start.fresh(), len(this.inputs)
     groups = (
@@ -244,7 +227,14 @@ def learn(
         if not math.isfinite(mean):
             break
     assert best is not None, "fit() asks for an epoch at least"
-    return best, last
+    return _measured(this, best), _measured(this, last)
+
+
+def _measured(this: Block, candidate: Candidate) -> Candidate:
+    """With the loss of the very state, unless it is known to be no number."""
+    if not math.isfinite(candidate.loss):
+        return candidate
+    return dataclasses.replace(candidate, loss=this.mean_loss(candidate.fitted))
 
 
 def _snapshot(learnable: Learnable) -> Fitted:

@@ -217,7 +217,10 @@ def _sums(walks: list[_Walk], inputs: list[Inputs], adds: bool) -> Sums:
     totals: dict[str, Tensor] = {}
 
     def add(name: str, product: Tensor) -> None:
-        totals[name] = totals[name] + product if name in totals else product
+        if name in totals:
+            totals[name] += product
+        else:
+            totals[name] = product
 
     for part in batches(walk.stream):
         x = rows(inputs[0](part))
@@ -228,7 +231,7 @@ def _sums(walks: list[_Walk], inputs: list[Inputs], adds: bool) -> Sums:
         if adds:
             apart = walks[1].stream[part] - walk.stream[part]
             add("stream", rows(apart.to(walk.device)).mT @ x)
-    return Sums(**{name: total * (2 / len(walk.stream)) for name, total in totals.items()})
+    return Sums(**{name: total.mul_(2 / len(walk.stream)) for name, total in totals.items()})
 
 
 def split(rounded: Rounded, weights: list[Tensor]) -> list[Rounded]:

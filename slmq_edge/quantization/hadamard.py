@@ -53,12 +53,18 @@ def rotate_last(x: Tensor) -> Tensor:
         ValueError: no Hadamard matrix of order n is constructed; whoever rotates asks first.
     """
     order = x.shape[-1]
+    first, second = _factors_at(order, x.dtype, x.device)
+    tall = x.reshape(*x.shape[:-1], len(first), len(second))
+    return (first @ tall @ second.mT).reshape(x.shape) / math.sqrt(order)
+
+
+@lru_cache(maxsize=32)
+def _factors_at(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     found = factors(order)
     if found is None:
         raise ValueError(f"no Hadamard matrix of order {order}")
-    first, second = (matrix.to(x.device, x.dtype) for matrix in found)
-    tall = x.reshape(*x.shape[:-1], len(first), len(second))
-    return (first @ tall @ second.mT).reshape(x.shape) / math.sqrt(order)
+    first, second = (matrix.to(device, dtype) for matrix in found)
+    return first, second
 
 
 def _base(order: int) -> Tensor | None:

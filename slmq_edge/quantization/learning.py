@@ -28,7 +28,7 @@ from slmq_edge.errors import SlmqError
 from slmq_edge.quantization import Progress
 from slmq_edge.quantization.cayley import cayley_step
 from slmq_edge.quantization.rotations import Rotations, rotate_block
-from slmq_edge.quantization.rounding import straight_through
+from slmq_edge.quantization.rounding import operands_of, straight_through
 from slmq_edge.scheme import Scheme
 
 # Positions whose logits exist at one time.
@@ -71,7 +71,8 @@ def learn(
                 f"learning the rotations failed: the loss is {loss.item()} at step {step + 1}; "
                 "try a smaller --rate"
             )
-        gradients = torch.autograd.grad(loss, (r1, r2))
+        # Where nothing but keys and values is rounded, the loss may not depend on one of them.
+        gradients = torch.autograd.grad(loss, (r1, r2), materialize_grads=True)
         norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
         shrink = min(1.0, schedule.clip / (norm + 1e-6))
         with torch.no_grad():
@@ -82,6 +83,8 @@ def learn(
         r1.requires_grad_()
         r2.requires_grad_()
         progress((step + 1) / schedule.steps, f"learning rotations, loss {loss.item():.3f}")
+    if not (r1.isfinite().all() and r2.isfinite().all()):
+        raise SlmqError("learning the rotations failed: they are no numbers; try a smaller --rate")
     return Rotations(r1.detach(), r2.detach())
 
 
@@ -117,7 +120,13 @@ def loss_of_activations(model: Decoder, scheme: Scheme) -> Loss:
                 return query, key, _by_head(rounded, r2.mT)
             return outputs
 
-        return next_token_loss(model, tokens, project, _rounded_keys(scheme))
+        # Values are rounded above, in R2's basis.
+        keys = operands_of(scheme, straight_through)
+
+        def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return *keys(query, key, value)[:2], value
+
+        return next_token_loss(model, tokens, project, operands)
 
     return loss
 
@@ -135,7 +144,7 @@ def loss_of_target(model: Decoder, scheme: Scheme) -> Loss:
             rounded = inputs if grid is None else straight_through(inputs, grid)
             return tuple(_rounded_linear(rotated, rounded, name, scheme) for name in linears)
 
-        return next_token_loss(rotated, tokens, project, _rounded_operands(scheme))
+        return next_token_loss(rotated, tokens, project, operands_of(scheme, straight_through))
 
     return loss
 
@@ -182,25 +191,3 @@ def _rounded_linear(model: Decoder, inputs: Tensor, name: str, scheme: Scheme) -
 def _by_head(x: Tensor, r2: Tensor) -> Tensor:
     """Every head of ``x`` [..., heads * head_dim] times r2 [head_dim, head_dim]."""
     return (x.reshape(*x.shape[:-1], -1, len(r2)) @ r2).reshape(x.shape)
-
-
-def _rounded_keys(scheme: Scheme) -> Operands:
-    """Queries and keys as attention multiplies them; values are rounded before, in R2's basis."""
-
-    def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query = query if scheme.query is None else straight_through(query, scheme.query)
-        key = key if scheme.kv is None else straight_through(key, scheme.kv)
-        return query, key, value
-
-    return operands
-
-
-def _rounded_operands(scheme: Scheme) -> Operands:
-    keys = _rounded_keys(scheme)
-
-    def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = keys(query, key, value)
-        value = value if scheme.kv is None else straight_through(value, scheme.kv)
-        return query, key, value
-
-    return operands

@@ -14,6 +14,7 @@ A tied table stays one table, between two rotations (METHODS 4.1):
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +25,9 @@ from slmq_edge.anatomy import FEEDS, Anatomy, Online
 from slmq_edge.decoder import Decoder
 from slmq_edge.quantization.cayley import orthogonalize
 from slmq_edge.quantization.hadamard import hadamard, rotate_last
+
+# Of a table, that are in float64 at a time.
+ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,7 @@ def absorb_gains(model: Decoder) -> None:
     def absorb(norm: str, linears: tuple[str, ...]) -> None:
         gain = weights[f"{norm}.weight"]
         for name in (f"{linear}.weight" for linear in linears):
-            scaled = weights[name].to(torch.float64) * gain.to(torch.float64)
-            weights[name] = scaled.to(gain.dtype)
+            weights[name] = _by_rows(weights[name], lambda rows: rows * gain.to(torch.float64))
         weights[f"{norm}.weight"] = torch.ones_like(gain)
 
     for layer in range(shape.layers):
@@ -64,6 +67,15 @@ def absorb_gains(model: Decoder) -> None:
         absorb(names.NORM, ())
     else:
         absorb(names.NORM, (names.HEAD,))
+
+
+def _by_rows(table: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``table`` [rows, width] with its rows changed in float64, a few thousand at a time."""
+    changed = torch.empty_like(table)
+    for start in range(0, len(table), ROWS):
+        part = slice(start, start + ROWS)
+        changed[part] = change(table[part].to(torch.float64)).to(table.dtype)
+    return changed
 
 
 def rotate_online(model: Decoder, online: Online) -> Decoder:
@@ -100,7 +112,7 @@ def merge(model: Decoder, rotations: Rotations) -> None:
         weights[f"{names.HEAD_ROTATION}.weight"] = (head @ exact.r1).to(place)
         return
     for key in (f"{names.EMBED}.weight", f"{names.HEAD}.weight"):
-        weights[key] = (weights[key].to(torch.float64) @ exact.r1).to(weights[key].dtype)
+        weights[key] = _by_rows(weights[key], lambda rows: rows @ exact.r1)
 
 
 def rotate_block(

@@ -9,7 +9,8 @@ A row of n values is cut into groups, each with a range [low, high], a scale s a
 Ranges are the data's own, or clipped: by calibration, by search, or by learned factors.
 
     SmoothQuant (METHODS 1.3)             symmetric
-    OmniQuant   (METHODS 2.1)             asymmetric, zero=False, ranges clipped by learned factors
+    OmniQuant   (METHODS 2.1)             asymmetric (as released zero=False, ours holds zero),
+                                          ranges clipped by learned factors
     SpinQuant activations (METHODS 3.4)   asymmetric
     SpinQuant weights, GPTQ (METHODS 3.6) symmetric, lowest, ranges clipped by search
 
@@ -18,19 +19,26 @@ Integers are held in the tensor's own float dtype, and rounding is always in tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from slmq_edge.scheme import Grid
+from slmq_edge.scheme import Grid, Scheme
+
+if TYPE_CHECKING:
+    from slmq_edge.decoder import Operands
 
 SMALLEST_RANGE = 1e-5
 LARGEST_ZERO = 1e4
-# Sums of so many products of a level and a level less its zero point stay below 2^24, where float32
-# is exact.
-EXACT_TERMS = 2**24 // (128 * 255)
+# Below it, float32 holds all whole numbers.
+EXACT = 2**24
+LARGEST_LEVEL = 128
+# Values that are searched at a time for their clipping.
+CACHED = 2**17
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,13 @@ class Rounded:
 
 
 def extent(t: Tensor, grid: Grid) -> Extent:
-    """The least and the greatest value of every group of ``t`` [..., n]."""
+    """The least and the greatest value of every group of ``t`` [..., n].
+
+    Of a grid for the whole tensor it is one range, [1]: what stands in for the calibrated one while
+    a method looks for what it can do.
+    """
+    if grid.per == "tensor":
+        return Extent(t.amin().view(1), t.amax().view(1))
     grouped = grouped_rows(t, grid)
     return Extent(grouped.amin(-1), grouped.amax(-1))
 
@@ -112,10 +126,27 @@ def dequantize(integers: Tensor, where: Steps, grid: Grid) -> Tensor:
     return integers * spread(where.scale, integers, grid)
 
 
+def rounded(t: Tensor, grid: Grid | None, found: Extent | None = None) -> Tensor:
+    """Round and come back; ``None`` leaves ``t`` as it is."""
+    return t if grid is None else quantize(t, grid, found).values(grid)
+
+
+def operands_of(scheme: Scheme, by: Callable[[Tensor, Grid], Tensor] = rounded) -> Operands:
+    """What attention multiplies, on the scheme's grids, rounded ``by`` token and head."""
+
+    def on(grid: Grid | None, x: Tensor) -> Tensor:
+        return x if grid is None else by(x, grid)
+
+    def operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return on(scheme.query, query), on(scheme.kv, key), on(scheme.kv, value)
+
+    return operands
+
+
 def straight_through(t: Tensor, grid: Grid, found: Extent | None = None) -> Tensor:
     """Round and come back; the gradient is that of the identity (METHODS 3.4)."""
     value = t.detach()
-    return t + (quantize(value, grid, found).values(grid) - value)
+    return t + (rounded(value, grid, found) - value)
 
 
 def fake_quantize(t: Tensor, grid: Grid, found: Extent | None = None) -> Tensor:
@@ -132,19 +163,23 @@ def fake_quantize(t: Tensor, grid: Grid, found: Extent | None = None) -> Tensor:
     return dequantize(levels.clamp(grid.bottom, grid.top), where, grid)
 
 
-def search_clip(t: Tensor, grid: Grid, weight: Tensor | None = None) -> Extent:
+def search_clip(t: Tensor, grid: Grid) -> Extent:
     """The range, shrunk by 1.00, 0.99 .. 0.21, that leaves least sum |error|^2.4 (METHODS 3.6).
 
-    weight: of every value's error, broadcast to ``t``.
+    t: [rows, n]. Rows are searched a few at a time on a CPU, so that they stay in its cache.
     """
+    rows = max(1, CACHED // t.shape[-1]) if t.device.type == "cpu" else len(t)
+    parts = [_search_clip(part, grid) for part in torch.split(t, rows)]
+    return Extent(torch.cat([p.low for p in parts]), torch.cat([p.high for p in parts]))
+
+
+def _search_clip(t: Tensor, grid: Grid) -> Extent:
     whole = extent(t, grid)
     best = torch.full_like(whole.low, torch.inf)
     chosen = torch.ones_like(whole.low)
     for percent in range(100, 20, -1):
         share = percent / 100
-        error = (quantize(t, grid, whole.clipped(share, share)).values(grid) - t).abs() ** 2.4
-        if weight is not None:
-            error = error * weight
+        error = (rounded(t, grid, whole.clipped(share, share)) - t).abs() ** 2.4
         loss = _group_sums(error, grid)
         better = loss < best
         best, chosen = torch.where(better, loss, best), torch.where(better, share, chosen)
@@ -178,13 +213,16 @@ def _group_sums(error: Tensor, grid: Grid) -> Tensor:
 def integer_matmul(x: Tensor, w: Tensor) -> Tensor:
     """Exact ``x`` [..., in] times ``w`` [out, in] transposed, of integers held in floats.
 
-    float32 multiplies in slices whose partial sums it can hold exactly, whatever the order of
-    summation; their sum is taken in float64. Returns float64 [..., out].
+    x: levels, so 128 at most. float32 multiplies in slices whose partial sums it can hold exactly,
+    whatever the order of summation; their sum is taken in float64. Returns float64 [..., out].
     """
     if x.dtype == torch.float64:
         return x @ w.to(torch.float64).mT
+    terms = EXACT // (LARGEST_LEVEL * max(1, int(w.abs().max())))
+    if terms == 0:
+        return integer_matmul(x.to(torch.float64), w)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for start in range(0, x.shape[-1], EXACT_TERMS):
-        part_x, part_w = (t[..., start : start + EXACT_TERMS] for t in (x, w))
+    for start in range(0, x.shape[-1], terms):
+        part_x, part_w = (t[..., start : start + terms] for t in (x, w))
         total = total + (part_x @ part_w.mT).to(torch.float64)
     return total

@@ -19,6 +19,7 @@ made exactly orthogonal at the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +30,15 @@ from slmq_edge.anatomy import NOTHING_ONLINE, Anatomy, Online
 from slmq_edge.calibration import Size
 from slmq_edge.decoder import Decoder
 from slmq_edge.errors import UsageError, unknown
-from slmq_edge.quantization import Prepared, RoundLinears, Task, columns, gptq, round_clipped
+from slmq_edge.quantization import (
+    Prepared,
+    RoundLinears,
+    Task,
+    columns,
+    gptq,
+    round_searched,
+    round_to_nearest,
+)
 from slmq_edge.quantization.hadamard import factors
 from slmq_edge.quantization.learning import (
     Schedule,
@@ -50,6 +59,7 @@ CALIBRATION = Size(windows=128, length=2048)
 
 ROUNDINGS = ("gptq", "nearest")
 LEARNED_WEIGHTS = ("16", "target")
+STORED = "rotations"
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,9 @@ class Settings(columns.Settings):
     steps: optimizer steps of one window each, 0 keeps the random Hadamard matrices; rate: of the
     first step, falling to 0 along a cosine; clip: largest norm of all gradients together.
     learn_weights: while learning, weights at 16 bits or on the ``target`` grid; ``None`` is the
-    released rule, 16 before GPTQ and target before rounding to nearest. online: R3 and R4, auto
-    where their orders are constructible. rounding: of the weights, gptq (with its own settings) or
-    nearest.
+    released rule, 16 before GPTQ and target before rounding to nearest (``learns_target``).
+    online: R3 and R4, auto where their orders are constructible. rounding: of the weights, gptq
+    (with its own settings) or nearest (which knows clip_search alone).
     """
 
     steps: int = 100
@@ -76,15 +86,23 @@ class Settings(columns.Settings):
         super().__post_init__()
         if self.steps < 0:
             raise UsageError(f"--steps counts optimizer steps, and cannot be {self.steps}")
+        for name, value in (("--rate", self.rate), ("--set clip", self.clip)):
+            if not 0 < value < math.inf:
+                raise UsageError(f"{name} is a number above 0, not {value}")
+        if self.seed < 0:
+            raise UsageError(f"--seed is a whole number from 0, not {self.seed}")
         if self.rounding not in ROUNDINGS:
             raise UsageError(unknown("rounding", self.rounding, ROUNDINGS))
         if self.learn_weights not in (None, *LEARNED_WEIGHTS):
             raise UsageError(unknown("--learn-weights", self.learn_weights, LEARNED_WEIGHTS))
 
-    @property
-    def learns_target(self) -> bool:
-        """Whether weights are rounded while the rotations learn."""
-        return (self.learn_weights or {"gptq": "16", "nearest": "target"}[self.rounding]) != "16"
+    def learns_target(self, scheme: Scheme) -> bool:
+        """Whether weights are rounded while the rotations learn.
+
+        Where activations stay in float, 16-bit weights would leave nothing to learn from.
+        """
+        before_gptq = self.rounding == "gptq" and scheme.activations is not None
+        return (self.learn_weights or ("16" if before_gptq else "target")) == "target"
 
 
 def check(shape: Anatomy, scheme: Scheme, settings: Settings) -> None:
@@ -95,6 +113,12 @@ def check(shape: Anatomy, scheme: Scheme, settings: Settings) -> None:
         UsageError: online rotations are asked for whose order is not constructed.
     """
     require_weights(scheme, "spinquant")
+    if settings.steps and not settings.learns_target(scheme) and not _rounds_inputs(scheme):
+        raise UsageError(
+            f"--learn-weights 16: {scheme.name} rounds no activations, which leaves nothing to "
+            "learn from; leave it out, or give --steps 0"
+        )
+    _refuse_unused(settings)
     missing = _missing_orders(shape, scheme)
     if settings.online is True and missing:
         raise UsageError(
@@ -124,18 +148,41 @@ def _learned(model: Decoder, start: Rotations, task: Task) -> Rotations:
     settings: Settings = task.settings
     assert task.calibration is not None, "spinquant.CALIBRATION"
     tokens = task.calibration.tokens.to(start.r1.device)
-    loss_of = loss_of_target if settings.learns_target else loss_of_activations
+    stored = task.finished.load(STORED) if task.finished else None
+    if stored is not None:
+        return Rotations(stored["r1"], stored["r2"]).to(tokens.device)
+    learns_target = settings.learns_target(task.scheme)
+    loss_of = loss_of_target if learns_target else loss_of_activations
     schedule = Schedule(settings.steps, settings.rate, settings.clip)
     frozen = model.to(torch.float32)
-    return learn(loss_of(frozen, task.scheme), start, tokens, schedule, task.progress)
+    found = learn(loss_of(frozen, task.scheme), start, tokens, schedule, task.progress)
+    if task.finished:
+        task.finished.save(STORED, {"r1": found.r1.cpu(), "r2": found.r2.cpu()})
+    return found
+
+
+def _rounds_inputs(scheme: Scheme) -> bool:
+    return any(grid is not None for grid in (scheme.activations, scheme.kv, scheme.query))
+
+
+def _refuse_unused(settings: Settings) -> None:
+    """Settings of GPTQ say nothing where weights are rounded to nearest."""
+    if settings.rounding == "gptq":
+        return
+    plain = columns.Settings()
+    for name in ("damping", "act_order", "drift", "polish"):
+        if getattr(settings, name) != getattr(plain, name):
+            raise UsageError(f"--rounding nearest has no {name}: leave it out")
 
 
 def _rounding(settings: Settings) -> RoundLinears:
-    return gptq.GPTQ(settings) if settings.rounding == "gptq" else round_clipped
+    if settings.rounding == "gptq":
+        return gptq.GPTQ(settings)
+    return round_searched if settings.clip_search else round_to_nearest
 
 
 def _online(shape: Anatomy, task: Task) -> Online:
-    """R3 where keys are rounded, R4 where activations are: as far as asked and constructible."""
+    """R3 where keys are rounded, and R4: as far as asked and constructible."""
     settings: Settings = task.settings
     if settings.online is False:
         return NOTHING_ONLINE
