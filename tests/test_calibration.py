@@ -72,6 +72,21 @@ def test_windows_are_pieces_of_the_text_or_a_refusal(
         assert piece in stream or (bos and piece[1:] in stream and piece[0] == "\0")
 
 
+def test_golden_prompts_do_not_depend_on_the_size_of_the_windows() -> None:
+    text = Text("many", tuple("abcdefgh" * (50 + n) for n in range(80)))
+    few, many = (cut(text, Letters(bos=True), Size(*size)).prompts for size in ((8, 4), (70, 300)))
+    assert few is not None
+    assert many is not None
+    assert few.shape == (calibrations.PROMPTS.windows, calibrations.PROMPTS.length)
+    assert torch.equal(few, many)
+
+
+def test_a_short_text_has_the_windows_for_prompts() -> None:
+    found = cut(Text("short", ("abcdefgh" * 10,)), Letters(bos=True), Size(8, 10))
+    assert found.prompts is not None
+    assert torch.equal(found.prompts, found.tokens)
+
+
 def test_plain_text_and_jsonl_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "id": 2}\n')
