@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
 
-.PHONY: help setup demo test check test-slow bench
+.PHONY: help setup demo test check test-slow bench quality bench-quantize
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,3 +40,9 @@ test-slow: setup ## tests that take minutes
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py
+
+quality: setup ## what each method keeps of three models, three seeds: more than an hour
+	$(BIN)/python benchmarks/quality.py benchmarks/results/quality.json
+
+bench-quantize: setup ## what quantizing costs at SmolLM-135M's and Qwen2.5-0.5B's shapes: hours on a CPU
+	$(BIN)/python -m benchmarks.quantize
