@@ -150,6 +150,7 @@ def cut(text: Text, tokenizer: Any, size: Size, fewest: int = FEWEST_WINDOWS) ->
 
     Every window starts where a document does, if there are enough documents; otherwise the stream
     is cut evenly, and a BOS is put before each window where the tokenizer starts texts with one.
+    Where fewer windows are found than asked for, asking for so many finds the same.
 
     Raises:
         SlmqError: the text is too short for ``fewest`` windows.
@@ -169,12 +170,13 @@ def cut(text: Text, tokenizer: Any, size: Size, fewest: int = FEWEST_WINDOWS) ->
         )
     offsets = torch.tensor([0, *(len(row) for row in encoded[:-1])]).cumsum(0)
     starts = offsets[offsets + size.length <= len(stream)]
-    if len(starts) >= size.windows:
-        return Calibration(text, _windows(stream, _spread(starts, size.windows), size.length))
     bos = torch.tensor(tokenizer("")["input_ids"][:1], dtype=torch.int64)
     body = size.length - len(bos)
+    even = torch.arange((len(stream) - len(bos)) // body) * body
+    if len(starts) >= min(size.windows, len(even)):
+        return Calibration(text, _windows(stream, _spread(starts, size.windows), size.length))
     stream = stream[len(bos) :]  # the first window gets its BOS like the others
-    starts = _spread(torch.arange(len(stream) // body) * body, size.windows)
+    starts = _spread(even, size.windows)
     windows = _windows(stream, starts, body)
     return Calibration(text, torch.cat([bos.expand(len(windows), -1), windows], dim=1))
 
