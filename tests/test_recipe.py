@@ -210,6 +210,9 @@ def test_a_recipe_has_the_windows_that_a_short_text_has(here: Path) -> None:
     assert f"windows {found}; released: 512" in document["deviations"]
     again = done(slmq("quantize", "--config", "first/recipe.toml", "-o", "second"))
     assert "not 512" not in again.stderr
+    bundled = done(slmq("export", "first", "-o", "bundle"))
+    assert f"has {found} windows of 64 tokens, not 512" in bundled.stdout
+    assert json.loads((here / "bundle/bundle.json").read_text())["recipe"] == document
     assert weights(here / "first") == weights(here / "second")
 
 
