@@ -100,10 +100,10 @@ def test_the_table_has_the_columns_of_table_4(tmp_path: Path) -> None:
     found = three(tmp_path)
     assert found.notes == ()
     assert terminal(found).splitlines() == [
-        "method  model  scheme  peak memory   time  SLMQ_quant",
-        "smooth  m      w8a8         400 MB  100 s       667.1",
-        "omni    m      w8a8        2.00 GB  400 s       158.1",
-        "spin    m      w8a8        1.25 GB  800 s       133.4",
+        "checkpoint  method  model  scheme  peak memory   time  SLMQ_quant",
+        "smooth      smooth  m      w8a8         400 MB  100 s       667.1",
+        "omni        omni    m      w8a8        2.00 GB  400 s       158.1",
+        "spin        spin    m      w8a8        1.25 GB  800 s       133.4",
         "",
         "m: quantized on cpu (Some CPU), cpu_peak_rss",
         EXPLANATION,
@@ -113,8 +113,10 @@ def test_the_table_has_the_columns_of_table_4(tmp_path: Path) -> None:
 def test_every_format_holds_every_row(tmp_path: Path) -> None:
     found = three(tmp_path)
     lines = markdown(found).splitlines()
-    assert lines[0] == "| method | model | scheme | peak memory | time | SLMQ\\_quant |"
-    assert lines[3] == "| omni | m | w8a8 | 2.00 GB | 400 s | 158.1 |"
+    assert (
+        lines[0] == "| checkpoint | method | model | scheme | peak memory | time | SLMQ\\_quant |"
+    )
+    assert lines[3] == "| omni | omni | m | w8a8 | 2.00 GB | 400 s | 158.1 |"
     document = json.loads(WRITERS["json"](found))
     assert document["rows"][1]["score"] == pytest.approx(100 * 2.5**0.5)
     head, first, *_ = WRITERS["csv"](found).splitlines()
@@ -178,6 +180,20 @@ def test_threads_that_differ_are_said(tmp_path: Path) -> None:
     assert (
         "threads differ (2, 8)" in scored([first, dataclasses.replace(first, threads=8)]).notes[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"calibration_tokens": 9}, "calibration tokens differ (None, 9)"),
+        ({"scheme": "w4a8"}, "schemes differ (w4a8, w8a8)"),
+    ],
+)
+def test_what_makes_costs_unlike_is_said(
+    changed: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    first = read(written(tmp_path / "a", "x", cost(10, 100)))
+    assert words in scored([first, dataclasses.replace(first, **changed)]).notes[0]
 
 
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
