@@ -13,7 +13,7 @@ from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.exporters import linears
 from slmq_edge.exporters.attention import is_fused
 from slmq_edge.exporters.graph import IR_VERSION, OPSET
-from slmq_edge.scheme import Grid
+from slmq_edge.scheme import Grid, Scheme
 
 FLOAT_BITS = 32
 LONGEST_ROTARY_TABLE = 32768
@@ -87,7 +87,7 @@ def lowering(multiplications: Sequence[Multiplication], checkpoint: Checkpoint) 
         scheme_ran=_one_or_mixed({one.scheme for one in blocks}),
         int8_gemm_share=sum(one.macs_per_token for one in integer) / total,
         weights=_one_or_mixed({_stored_as(one.grid) for one in blocks}),
-        activation_mode=_activation_mode(scheme.activations if integer else None),
+        activation_mode=_activation_mode(scheme if integer else None),
         kv_cache=_kv_cache(scheme.kv),
         online_rotations=_online(checkpoint.online),
         attention="GroupQueryAttention" if is_fused(shape) else "standard operators",
@@ -112,11 +112,12 @@ def _stored_as(grid: Grid | None) -> str:
     return "float32" if grid is None else str(grid)
 
 
-def _activation_mode(grid: Grid | None) -> str:
-    if grid is None:
+def _activation_mode(scheme: Scheme | None) -> str:
+    if scheme is None or scheme.activations is None:
         return "float32"
+    grid = scheme.activations
     symmetry = "symmetric" if grid.symmetric else "asymmetric"
-    when = "static" if grid.per == "tensor" else "dynamic"
+    when = f"static by {scheme.range}" if grid.per == "tensor" else "dynamic"
     return f"per {grid.per}, {when}, {symmetry}"
 
 

@@ -150,6 +150,7 @@ def cut(text: Text, tokenizer: Any, size: Size, fewest: int = FEWEST_WINDOWS) ->
 
     Every window starts where a document does, if there are enough documents; otherwise the stream
     is cut evenly, and a BOS is put before each window where the tokenizer starts texts with one.
+    Where fewer windows are found than asked for, asking for so many finds the same.
 
     Raises:
         SlmqError: the text is too short for ``fewest`` windows.
@@ -180,12 +181,12 @@ def _cut(stream: Tensor, offsets: Tensor, bos: Tensor, size: Size) -> Tensor:
     import torch
 
     starts = offsets[offsets + size.length <= len(stream)]
-    if len(starts) >= size.windows:
-        return _windows(stream, _spread(starts, size.windows), size.length)
     body = size.length - len(bos)
+    even = torch.arange((len(stream) - len(bos)) // body) * body
+    if len(starts) >= min(size.windows, len(even)):
+        return _windows(stream, _spread(starts, size.windows), size.length)
     stream = stream[len(bos) :]  # the first window gets its BOS like the others
-    starts = _spread(torch.arange(len(stream) // body) * body, size.windows)
-    windows = _windows(stream, starts, body)
+    windows = _windows(stream, _spread(even, size.windows), body)
     return torch.cat([bos.expand(len(windows), -1), windows], dim=1)
 
 

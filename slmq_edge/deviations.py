@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slmq_edge.presets import UPSTREAM
+from slmq_edge.presets import GPTQ, UPSTREAM
 from slmq_edge.scheme import WORDS, Scheme, words_of
 
 
@@ -27,12 +27,22 @@ def _always(run: Run) -> bool:
     return True
 
 
-def _attention_is_float(run: Run) -> bool:
-    return run.scheme.query is None
+def _rounds_activations(run: Run) -> bool:
+    return run.scheme.activations is not None
 
 
 def _inputs_are_asymmetric(run: Run) -> bool:
     return run.scheme.activations is not None and not run.scheme.activations.symmetric
+
+
+def _weights_are_4_bits(run: Run) -> bool:
+    return run.scheme.weights is not None and run.scheme.weights.bits == 4
+
+
+def _scales_channels(run: Run) -> bool:
+    """omniquant's LET, which by default is on where activations are rounded."""
+    let = run.settings.get("let")
+    return _rounds_activations(run) if let is None else bool(let)
 
 
 def _is_set(name: str, value: Any) -> Callable[[Run], bool]:
@@ -46,27 +56,34 @@ KNOWN: dict[str, tuple[tuple[Callable[[Run], bool], str], ...]] = {
     "smoothquant": (
         (_always, "windows are cut from the joined text; released: 512 documents, each alone"),
         (_always, "a channel that no token used keeps scale 1; released: 1e-5"),
-        (
-            lambda run: run.scheme.weights is not None and run.scheme.weights.bits == 4,
-            "4-bit weights; released: 8-bit alone",
-        ),
+        (_weights_are_4_bits, "4-bit weights; released: 8-bit alone"),
         (_always, ARITHMETIC),
         (_is_set("alpha", "auto"), "alpha is searched; released: 0.85 for a Llama"),
     ),
     "gptq": (),
     "omniquant": (
-        (_attention_is_float, "operands of attention stay float; released: 8 bits, asymmetric"),
+        (
+            lambda run: _rounds_activations(run) and run.scheme.kv is None,
+            "operands of attention stay float; released: 8 bits, asymmetric",
+        ),
+        (
+            lambda run: (
+                _rounds_activations(run) and run.scheme.kv is not None and run.scheme.query is None
+            ),
+            "queries stay float, ranges of keys and values hold 0; released: 8 bits, asymmetric, "
+            "ranges need not",
+        ),
         (_inputs_are_asymmetric, "ranges of inputs hold 0; released: they need not"),
         (
             lambda run: run.scheme.weights is not None and not run.scheme.weights.symmetric,
             "ranges of weights hold 0; released: they need not",
         ),
         (
-            _is_set("gqa", "shared"),
+            lambda run: _scales_channels(run) and run.settings.get("gqa") == "shared",
             "scales of v, o, q, k are shared by a group of queries and tied by rotary pair; "
             "released: none where queries are grouped",
         ),
-        (_always, "folded in float32; released: float16"),
+        (_scales_channels, "folded in float32; released: float16"),
     ),
     "spinquant": (
         (
@@ -82,7 +99,10 @@ KNOWN: dict[str, tuple[tuple[Callable[[Run], bool], str], ...]] = {
         (_always, ARITHMETIC),
         (_always, "the embedding's mean is kept, b_v is rotated; released: neither"),
         (_always, "a tied table stays one table; released: a copy is made"),
-        (_always, "no random retraction while learning, rotations made orthogonal at the end"),
+        (
+            lambda run: run.settings.get("steps") != 0,
+            "no random retraction while learning, rotations made orthogonal at the end",
+        ),
     ),
 }
 WINDOWS = "windows are spread evenly over the text; released: drawn or taken from its start"
@@ -109,7 +129,7 @@ def _changed(run: Run) -> list[str]:
     upstream = UPSTREAM[run.method]
     # Of what no words say, the released code has as much: it is no change.
     sayable = dataclasses.replace(run.scheme, query=None, mixed=None)
-    if run.scheme.query is not None:
+    if run.scheme.query is not None or (run.method == "omniquant" and _rounds_activations(run)):
         sayable = dataclasses.replace(sayable, kv=None)
     words = words_of(sayable) or {}
     bits = run.scheme.weights.bits if run.scheme.weights else 8
@@ -123,9 +143,26 @@ def _changed(run: Run) -> list[str]:
         released[word.replace("_", " ")] = (words.get(word), WORDS[word][0])
     released["group of weights"] = (run.scheme.weights and run.scheme.weights.group, "the row")
     values = upstream.values(bits)
-    released |= {name: (run.settings.get(name), value) for name, value in values.items()}
+    unused = _unused(run)
+    released |= {
+        name: (run.settings.get(name), value)
+        for name, value in values.items()
+        if name not in unused
+    }
     return [
         f"{name} {ours}; released: {theirs}"
         for name, (ours, theirs) in released.items()
         if ours is not None and str(ours) != str(theirs)
     ]
+
+
+def _unused(run: Run) -> set[str]:
+    """Settings that did nothing in this run, or of which there is no released value."""
+    unused: set[str] = set()
+    if run.method == "spinquant" and run.settings.get("rounding") != "gptq":
+        unused |= set(GPTQ)
+    if run.method == "omniquant" and not _scales_channels(run):
+        unused |= {"alpha", "let_rate", "gqa"}
+    if run.method == "smoothquant" and _weights_are_4_bits(run):
+        unused.add("alpha")
+    return unused

@@ -138,6 +138,8 @@ def _manifest(
         "settings": checkpoint.settings,
         "calibration": checkpoint.calibration,
         "cost": checkpoint.cost,
+        "notes": list(checkpoint.notes),
+        **({} if checkpoint.recipe is None else {"recipe": checkpoint.recipe}),
         "scheme_requested": checkpoint.scheme.name,
         "lowering": lowering.as_json(),
         "runtime": {

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmq_edge.errors import Unsupported, UsageError, unknown
 from slmq_edge.quantization import METHODS
-from slmq_edge.scheme import Grid, Scheme, in_words, meaningless, named
+from slmq_edge.scheme import Grid, Scheme, in_words, meaningless, named, spoken
 
 if TYPE_CHECKING:
     from slmq_edge.anatomy import Anatomy
@@ -160,6 +160,27 @@ def scheme_for(chosen: Preset, words: Mapping[str, Any]) -> Scheme:
         if meaningless(word, {**words, word: value}) is None
     }
     return in_words({**fitting, **words})
+
+
+def check_words(name: str, method: str, words: Mapping[str, Any]) -> None:
+    """Refuse words of a scheme that upstream-exact would go over.
+
+    Raises:
+        UsageError: a word that ``method``'s released code decides.
+    """
+    if name != EXACT or "name" not in words or named(words["name"]).activations is None:
+        return
+    decided = {
+        ("omniquant", "kv"): "keys and values to 8 bits",
+        ("spinquant", "activation_scale"): "o_proj's input by token and head",
+    }
+    for (whose, word), rounded in decided.items():
+        value = words.get(word)
+        if method == whose and value not in (None, "token"):
+            raise UsageError(
+                f"--preset {EXACT} rounds {rounded}: leave --{spoken(word)} {value} out, "
+                f"or use --preset {DEFAULT}"
+            )
 
 
 def as_released(scheme: Scheme, method: str, shape: Anatomy) -> Scheme:

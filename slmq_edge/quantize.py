@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # What static ranges are found on where the method itself looks at no text.
 RANGES = Size(windows=128, length=512)
+# A window of one token predicts nothing.
+FEWEST = {"--windows": 1, "--length": 2}
 
 Note = Callable[[str], None]
 
@@ -70,8 +72,9 @@ class Request:
 class Plan:
     """A request whose every mistake has been found: model, method, settings, text, device.
 
-    size: of the calibration. recipe: the words that make the same again, ``None`` where no words
-    can. unfinished: where finished blocks are kept until ``forget``; ``None``: nowhere.
+    size: of the calibration, if the text is long enough. recipe: the words that make the same
+    again, ``None`` where no words can. unfinished: where finished blocks are kept until ``forget``;
+    ``None``: nowhere.
     """
 
     source: Source
@@ -122,7 +125,7 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     if output is not None:
         unfinished = output.absolute().parent / f".{output.absolute().name}.unfinished"
     found = Plan(source, shape, request, settings, text, device, size, None, unfinished)
-    return dataclasses.replace(found, recipe=_recipe(model, found, words))
+    return dataclasses.replace(found, recipe=_recipe(model, found, size, words))
 
 
 def quantize(
@@ -151,6 +154,8 @@ def quantize(
         notes.append(line)
         note(line)
 
+    if calibration is not None:
+        planned = _with_found(planned, calibration, tell)
     request = planned.request
     task = Task(
         request.scheme, planned.settings, calibration, report, tell, finished, request.spill
@@ -235,33 +240,56 @@ def _calibration(planned: Plan, tokenizer: Any) -> Calibration | None:
     return found
 
 
+def _with_found(planned: Plan, calibration: Calibration, note: Note) -> Plan:
+    """The plan, its recipe by the windows that were found: a short text has fewer than asked."""
+    windows, length = calibration.tokens.shape
+    asked = planned.size.windows
+    if windows < asked:
+        name = calibration.text.name
+        note(f"calibration text '{name}' has {windows} windows of {length} tokens, not {asked}")
+    if planned.recipe is None:
+        return planned
+    model, words = str(planned.recipe.model), dict(planned.recipe.scheme)
+    found = _recipe(model, planned, Size(windows, length), words)
+    return dataclasses.replace(planned, recipe=found)
+
+
 def _size(request: Request, preset: Preset, chosen: Method, shape: Anatomy) -> Size:
+    """What was asked for, or the preset's, no longer than the model allows.
+
+    Raises:
+        UsageError: a length that was asked for, and is longer.
+    """
     own = RANGES if request.scheme.is_static else calibrations.PROMPTS
     asked = chosen.CALIBRATION or own
+    if request.length is not None and request.length > shape.max_positions:
+        raise UsageError(
+            f"--length {request.length} is more than the {shape.max_positions} positions that "
+            "the model has"
+        )
     return Size(
         windows=request.windows or preset.windows or asked.windows,
-        length=min(request.length or preset.length or asked.length, shape.max_positions),
+        length=request.length or min(preset.length or asked.length, shape.max_positions),
     )
 
 
-def _recipe(model: str, planned: Plan, words: dict[str, Any] | None) -> Recipe | None:
+def _recipe(model: str, planned: Plan, size: Size, words: dict[str, Any] | None) -> Recipe | None:
     """The request in words (its scheme's are ``words``), with every value that it leads to."""
     request, text = planned.request, planned.text
     if words is None:
         return None
     settings = dataclasses.asdict(planned.settings)
-    size = planned.size if text is not None else None
     run = Run(
         method=request.method,
         scheme=request.scheme,
         settings=settings,
         text=None if text is None else text.name,
-        windows=None if size is None else size.windows,
-        length=None if size is None else size.length,
+        windows=None if text is None else size.windows,
+        length=None if text is None else size.length,
     )
     calibration: dict[str, Any] = {}
     if text is not None:
-        calibration = {"text": text.name, "sha256": text.sha256} | dataclasses.asdict(planned.size)
+        calibration = {"text": text.name, "sha256": text.sha256} | dataclasses.asdict(size)
         if request.calib is not None:
             calibration["file"] = str(request.calib)
     return Recipe(
@@ -333,8 +361,8 @@ def _check_sizes(request: Request, calibrates: bool) -> None:
     options = {"--windows": request.windows, "--length": request.length}
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
-        if value < 1:
-            raise UsageError(f"{name} counts, and cannot be {value}")
+        if value < FEWEST[name]:
+            raise UsageError(f"{name} is at least {FEWEST[name]}, not {value}")
     if given and not calibrates and request.calib is None:
         raise UsageError(
             f"method {request.method} does not calibrate: leave {next(iter(given))} out "

@@ -67,6 +67,7 @@ class Artifact:
 
     model: name, and ``@revision`` where it has one. bundle_sha256: that of bundle.json.
     bundle_bytes: all files that it lists. weights_bytes: the graph with its external data.
+    weights, kv_cache: grids, in the words of the lowering; ``None`` in older runs and bundles.
     """
 
     model: str
@@ -84,6 +85,8 @@ class Artifact:
     kv_bytes_per_token: int
     counts: Counts
     context_length: int
+    weights: str | None = None
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,11 +211,12 @@ def decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_record(kind: Any, value: Mapping[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
-    wrong = sorted(set(hints) ^ set(value))
+    may_lack = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    wrong = sorted((set(hints) ^ set(value)) - (may_lack - set(value)))
     if wrong:
         problem = "is missing" if wrong[0] in hints else "is unknown"
         raise Damaged(f"{where}.{wrong[0]} {problem}".replace(":.", ": "))
-    found = {k: decode(hints[k], value[k], f"{where}.{k}".replace(":.", ": ")) for k in hints}
+    found = {k: decode(hints[k], value[k], f"{where}.{k}".replace(":.", ": ")) for k in value}
     return kind(**found)
 
 

@@ -52,11 +52,17 @@ class Grid:
         """How many scales a row of ``width`` values has."""
         return 1 if self.group is None else -(-width // self.group)
 
-    def __str__(self) -> str:
+    def described(self, by_head: bool = False) -> str:
+        """In words. by_head: of what attention multiplies, where each head has its own scale."""
+        head = " and head" if by_head else ""
         shared = "" if self.group is None else f" and group of {self.group}"
         kind = "symmetric" if self.symmetric else "asymmetric"
         static = ", static" if self.per == "tensor" else ""
-        return f"int{self.bits} per {self.per}{shared}, {kind}{static}"
+        free = "" if self.symmetric or self.zero else ", range need not hold 0"
+        return f"int{self.bits} per {self.per}{head}{shared}, {kind}{static}{free}"
+
+    def __str__(self) -> str:
+        return self.described()
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,14 @@ from slmq_edge.scheme import spoken
 OPTIONS: dict[str, tuple[str | None, str]] = {
     "alpha": (
         "SHARE",
-        "smoothquant: share of the difficulty moved (0.85 at 8-bit weights, 0.5 at 4), or auto; "
+        "smoothquant: share of the difficulty moved (upstream: 0.85 at 8-bit weights, 0.5 at 4), "
+        "or auto; "
         "omniquant: of the first scales (0.5).",
     ),
-    "steps": ("N", "spinquant: steps of learning (100); 0 keeps random Hadamard rotations."),
+    "steps": (
+        "N",
+        "spinquant: steps of learning (upstream: 100, fast: 30); 0 keeps random rotations.",
+    ),
     "rate": ("RATE", "spinquant: learning rate of the first step (1.5)."),
     "seed": ("N", "spinquant: seed of the first rotations (0)."),
     "learn_weights": (
@@ -31,7 +35,7 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     ),
     "online": (None, "spinquant: rotate down_proj's input at run time. Default: where it can be."),
     "rounding": ("NAME", "spinquant: gptq or nearest, once rotated (gptq)."),
-    "epochs": ("N", "omniquant: passes over the windows, block by block (20)."),
+    "epochs": ("N", "omniquant: passes over the windows, block by block (upstream: 20, fast: 5)."),
     "let_rate": ("RATE", "omniquant: learning rate of the channels' scales (0.005)."),
     "lwc_rate": ("RATE", "omniquant: learning rate of the weights' clips (0.01)."),
     "let": (None, "omniquant: scale channels. Default: where activations are rounded."),
@@ -39,8 +43,14 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
     "gqa": ("NAME", "omniquant: shared or skip: scales of v, o, q, k under grouped queries."),
     "damping": ("SHARE", "gptq, spinquant: added to the Hessian's diagonal (0.01)."),
     "act_order": (None, "gptq, spinquant: round columns by falling activation."),
-    "drift": ("SHARE", "gptq, spinquant: of the rounded stream's drift to make up for (0)."),
-    "polish": ("N", "gptq, spinquant: passes over the columns after the first (0)."),
+    "drift": (
+        "SHARE",
+        "gptq, spinquant: of the rounded stream's drift to make up for (upstream: 0, best: 0.5).",
+    ),
+    "polish": (
+        "N",
+        "gptq, spinquant: passes over the columns after the first (upstream: 0, best: 2).",
+    ),
 }
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 

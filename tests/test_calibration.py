@@ -67,6 +67,7 @@ def test_windows_are_pieces_of_the_text_or_a_refusal(
         return
     found = cut(text, tokenizer, size).tokens
     assert 1 <= len(found) <= windows
+    assert torch.equal(cut(text, tokenizer, Size(len(found), length)).tokens, found)
     for window in found.tolist():
         piece = "".join(map(chr, window))
         assert piece in stream or (bos and piece[1:] in stream and piece[0] == "\0")

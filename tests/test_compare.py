@@ -48,6 +48,8 @@ def artifact(scheme: str = "fp32", **changes: Any) -> Artifact:
         kv_bytes_per_token=46_080,
         counts=SMOLLM,
         context_length=2048,
+        weights="int8 per channel, symmetric" if integer else "float32",
+        kv_cache="float32",
     )
     return dataclasses.replace(found, **changes)
 

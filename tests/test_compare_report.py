@@ -9,9 +9,9 @@ import pytest
 
 from slmq_edge.caveats import Caveat
 from slmq_edge.compare import Comparison, compare
-from slmq_edge.reports.compare import WIDTH, WRITERS, markdown, render, terminal, to_json
+from slmq_edge.reports.compare import WIDTH, WRITERS, markdown, render, terminal, title, to_json
 from slmq_edge.results import Device
-from tests.test_compare import run, with_artifact, with_series
+from tests.test_compare import artifact, run, with_artifact, with_series
 
 FEW = Caveat("few-repetitions", "3 repetitions say little", {"repetitions": 3})
 
@@ -46,11 +46,13 @@ scheme        fp32                     w4a8 -> w8a8
 work in INT8  0.0 %                    78.9 %
 bits stored   linears 32, lm_head 32,  linears 8, lm_head 32, embedding
               embedding 32             32
+weights       float32                  int8 per channel, symmetric
 activations   float32                  per token, dynamic, symmetric
 bundle        aaaaaaaaaaaa             bbbbbbbbbbbb
 
-both: model SmolLM-135M; lm_head float; runtime ort 1.23.0; device workbench (cpu); numbers are
-      measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new tokens 64; batch 1
+both: model SmolLM-135M; KV cache float32; lm_head float; runtime ort 1.23.0; device workbench
+      (cpu); numbers are measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new
+      tokens 64; batch 1
 
 quantity                                baseline           candidate  times better
 size on disk *                            540 MB              225 MB          2.40
@@ -87,11 +89,13 @@ scheme        fp32                     w8a8
 work in INT8  0.0 %                    78.9 %
 bits stored   linears 32, lm_head 32,  linears 8, lm_head 32, embedding
               embedding 32             32
+weights       float32                  int8 per channel, symmetric
 activations   float32                  per token, dynamic, symmetric
 bundle        aaaaaaaaaaaa             bbbbbbbbbbbb
 
-both: model SmolLM-135M; lm_head float; runtime ort 1.23.0; device workbench (cpu); numbers are
-      measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new tokens 64; batch 1
+both: model SmolLM-135M; KV cache float32; lm_head float; runtime ort 1.23.0; device workbench
+      (cpu); numbers are measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new
+      tokens 64; batch 1
 
 quantity                        baseline  candidate  times better
 parameters, as size *              135 M      135 M          1.00
@@ -114,11 +118,13 @@ MARKDOWN = r"""
 | scheme | fp32 | w4a8 -> w8a8 |
 | work in INT8 | 0.0 % | 78.9 % |
 | bits stored | linears 32, lm_head 32, embedding 32 | linears 8, lm_head 32, embedding 32 |
+| weights | float32 | int8 per channel, symmetric |
 | activations | float32 | per token, dynamic, symmetric |
 | bundle | aaaaaaaaaaaa | bbbbbbbbbbbb |
 
-Both: model SmolLM-135M; lm_head float; runtime ort 1.23.0; device workbench (cpu); numbers are
-measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new tokens 64; batch 1.
+Both: model SmolLM-135M; KV cache float32; lm_head float; runtime ort 1.23.0; device workbench
+(cpu); numbers are measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new
+tokens 64; batch 1.
 
 | quantity | baseline | candidate | times better |
 |---|---:|---:|---:|
@@ -228,3 +234,12 @@ def test_a_published_figure_is_labelled() -> None:
     assert "! the candidate is published, not measured" in text
     assert "published" in next(x for x in text.splitlines() if x.startswith("numbers are"))
     assert "not checked" in next(x for x in text.splitlines() if x.startswith("golden check"))
+
+
+def test_bundles_that_differ_in_grids_have_other_names() -> None:
+    kv = "rounded to int8 by token and head, stored as float32"
+    found = compare(run("w8a8"), run("w8a8", artifact=artifact("w8a8", kv_cache=kv)))
+    assert f"w8a8 (KV cache {kv}) against" in title(found)
+    assert "w8a8 (KV cache float32): measured" in title(found)
+    old = artifact("w8a8", kv_cache=None, weights=None)
+    assert "n/a" not in terminal(compare(run("w8a8", artifact=old), run("w8a8", artifact=old)))

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from slmq_edge import checkpoint as checkpoints
+from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.cost import ENERGY_SECONDS, Meter
 from slmq_edge.errors import Damaged, NotFound
 from slmq_edge.profiles.fake import Fake, FakeClock
 from slmq_edge.reports import made
 from slmq_edge.reports.cost import EXPLANATION, WRITERS, markdown, terminal
-from slmq_edge.scheme import in_words, scheme
+from slmq_edge.scheme import Grid, in_words, scheme
 from slmq_edge.tracks.cost import FORMAT, VERSION, Row, Table, read, scored, table
 from tests.decoders import random_qwen2, rounded
 
@@ -99,10 +100,10 @@ def test_the_table_has_the_columns_of_table_4(tmp_path: Path) -> None:
     found = three(tmp_path)
     assert found.notes == ()
     assert terminal(found).splitlines() == [
-        "method  model  scheme  peak memory   time  SLMQ_quant",
-        "smooth  m      w8a8         400 MB  100 s       667.1",
-        "omni    m      w8a8        2.00 GB  400 s       158.1",
-        "spin    m      w8a8        1.25 GB  800 s       133.4",
+        "checkpoint  method  model  scheme  peak memory   time  SLMQ_quant",
+        "smooth      smooth  m      w8a8         400 MB  100 s       667.1",
+        "omni        omni    m      w8a8        2.00 GB  400 s       158.1",
+        "spin        spin    m      w8a8        1.25 GB  800 s       133.4",
         "",
         "m: quantized on cpu (Some CPU), cpu_peak_rss",
         EXPLANATION,
@@ -112,8 +113,10 @@ def test_the_table_has_the_columns_of_table_4(tmp_path: Path) -> None:
 def test_every_format_holds_every_row(tmp_path: Path) -> None:
     found = three(tmp_path)
     lines = markdown(found).splitlines()
-    assert lines[0] == "| method | model | scheme | peak memory | time | SLMQ\\_quant |"
-    assert lines[3] == "| omni | m | w8a8 | 2.00 GB | 400 s | 158.1 |"
+    assert (
+        lines[0] == "| checkpoint | method | model | scheme | peak memory | time | SLMQ\\_quant |"
+    )
+    assert lines[3] == "| omni | omni | m | w8a8 | 2.00 GB | 400 s | 158.1 |"
     document = json.loads(WRITERS["json"](found))
     assert document["rows"][1]["score"] == pytest.approx(100 * 2.5**0.5)
     head, first, *_ = WRITERS["csv"](found).splitlines()
@@ -179,6 +182,20 @@ def test_threads_that_differ_are_said(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"calibration_tokens": 9}, "calibration tokens differ (None, 9)"),
+        ({"scheme": "w4a8"}, "schemes differ (w4a8, w8a8)"),
+    ],
+)
+def test_what_makes_costs_unlike_is_said(
+    changed: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    first = read(written(tmp_path / "a", "x", cost(10, 100)))
+    assert words in scored([first, dataclasses.replace(first, **changed)]).notes[0]
+
+
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotFound, match="empty is neither a checkpoint nor a bundle"):
@@ -216,6 +233,30 @@ def test_a_bundles_cost_is_its_checkpoints(tmp_path: Path) -> None:
     assert (row.method, row.scheme, row.group.revision) == ("none", "w8a8", "0123456789abcdef")
 
 
+def told(made_: Checkpoint, folder: Path) -> dict[str, str]:
+    text = made.checkpoint_table(checkpoints.save(made_, folder))
+    rows = dict(line.split("  ", 1) for line in text.splitlines())
+    return {name: value.strip() for name, value in rows.items()}
+
+
+def test_a_tied_table_is_head_and_embedding(tmp_path: Path) -> None:
+    spent = cost(10, 10**6)
+    for word in ("lm_head", "embedding"):
+        found = rounded(random_qwen2(), in_words({"name": "w8a8", word: "int8"}))
+        assert found.anatomy.tied
+        rows = told(dataclasses.replace(found, cost=spent), tmp_path / word)
+        assert rows["lm_head"] == rows["embedding"] == "int8 per channel, symmetric"
+
+
+def test_grids_in_words() -> None:
+    free = Grid(8, "token", symmetric=False, zero=False)
+    assert str(free) == "int8 per token, asymmetric, range need not hold 0"
+    assert free.described(by_head=True).startswith("int8 per token and head, ")
+    words = {"name": "w8a8", "activation_scale": "tensor", "range": "mse"}
+    grids = made._grids(in_words(words), tied=False)
+    assert grids["activations"] == "int8 per tensor, symmetric, static by mse"
+
+
 def test_what_was_made_is_told_in_full(tmp_path: Path) -> None:
     words = {"name": "w4a8-g32", "activations": "asymmetric", "kv": 8}
     spent = cost(10, 10**6, stages={"learning": 9.0, "rounding": 1.0, "blink": 0.001})
@@ -223,17 +264,15 @@ def test_what_was_made_is_told_in_full(tmp_path: Path) -> None:
     found = dataclasses.replace(
         rounded(random_qwen2(), in_words(words)), cost=spent, notes=("alpha by block: 0.5",)
     )
-    text = made.checkpoint_table(checkpoints.save(found, tmp_path / "c"))
-    rows = dict(line.split("  ", 1) for line in text.splitlines())
-    told = {name: value.strip() for name, value in rows.items()}
-    assert told["weights"] == "int4 per channel and group of 32, symmetric"
-    assert told["activations"] == "int8 per token, asymmetric"
-    assert told["keys, values"] == "int8 per token, asymmetric"
-    assert told["lm_head"] == "float"
-    assert told["stages"] == "learning 9.00 s, rounding 1.00 s"
-    assert told["note"] == "alpha by block: 0.5"
-    assert told["cost"] == (
+    rows = told(found, tmp_path / "c")
+    assert rows["weights"] == "int4 per channel and group of 32, symmetric"
+    assert rows["activations"] == "int8 per token, asymmetric"
+    assert rows["keys, values"] == "int8 per token and head, asymmetric"
+    assert rows["lm_head"] == "float"
+    assert rows["stages"] == "learning 9.00 s, rounding 1.00 s"
+    assert rows["note"] == "alpha by block: 0.5"
+    assert rows["cost"] == (
         "10.0 s on cpu (without the 3 blocks of a run that was interrupted), "
         "cpu_peak_rss 1.00 MB, 123 J (all processors)"
     )
-    assert "online" not in told
+    assert "online" not in rows

@@ -142,7 +142,14 @@ def test_a_rotation_left_out_is_seen(tmp_path: Path) -> None:
     [
         ("w4a8-g32", "w4a8-g32", True, "per token, dynamic, symmetric", "float", (4, 32, 32)),
         ("w8a8 asymmetric", "w8a8", True, "per token, dynamic, asymmetric", "int8", (8, 8, 32)),
-        ("w8a8 static", "w8a8", True, "per tensor, static, symmetric", "int8", (8, 8, 32)),
+        (
+            "w8a8 static",
+            "w8a8",
+            True,
+            "per tensor, static by absmax, symmetric",
+            "int8",
+            (8, 8, 32),
+        ),
         ("w8a8 int8 table", "w8a8", True, "per token, dynamic, symmetric", "float", (8, 32, 8)),
         ("w4a16-g32", "w4a16-g32", False, "float32", "float", (4, 32, 32)),
         ("w8a16", "w8a16", False, "float32", "int8 stored, float multiplied", (8, 8, 32)),

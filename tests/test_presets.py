@@ -10,7 +10,15 @@ import pytest
 from slmq_edge import quantization
 from slmq_edge.deviations import Run, deviations
 from slmq_edge.errors import Unsupported, UsageError
-from slmq_edge.presets import PRESETS, Preset, as_released, check_exportable, preset, scheme_for
+from slmq_edge.presets import (
+    PRESETS,
+    Preset,
+    as_released,
+    check_exportable,
+    check_words,
+    preset,
+    scheme_for,
+)
 from slmq_edge.quantization import METHODS, spinquant
 from slmq_edge.quantize import Request, plan
 from slmq_edge.scheme import SCHEMES, Grid, Scheme, in_words, scheme, words_of
@@ -153,6 +161,17 @@ def test_upstream_exact_rounds_what_the_released_code_does() -> None:
     assert plan("demo-llama", request).request.scheme.mixed is not None
 
 
+def test_upstream_exact_goes_over_no_word_that_was_said() -> None:
+    with pytest.raises(UsageError, match="leave --kv 16 out"):
+        check_words("upstream-exact", "omniquant", {"name": "w8a8", "kv": 16})
+    static = {"name": "w8a8", "activation_scale": "tensor"}
+    with pytest.raises(UsageError, match="leave --activation-scale tensor out"):
+        check_words("upstream-exact", "spinquant", static)
+    check_words("upstream", "spinquant", static)
+    check_words("upstream-exact", "omniquant", {"name": "w4a16", "kv": 16})
+    check_words("upstream-exact", "spinquant", {"name": "w8a8", "kv": 16})
+
+
 def test_upstream_exact_is_not_exported() -> None:
     with pytest.raises(Unsupported, match="--preset upstream"):
         check_exportable("upstream-exact", "spinquant")
@@ -248,6 +267,46 @@ def test_deviations_say_what_the_released_code_does_otherwise() -> None:
     exact = dataclasses.replace(run, scheme=as_released(asymmetric, "spinquant", QWEN2))
     assert not any("o_proj" in line for line in deviations(exact))
     assert deviations(Run("none", scheme("w8a8"), {}, None, None, None)) == ()
+
+
+def lines_of(method: str, chosen: Scheme, **changes: Any) -> str:
+    kind = quantization.method(method).Settings
+    bits = chosen.weights.bits if chosen.weights else 8
+    settings = settings_of(kind, method, changes, preset("upstream", method).values(bits))
+    run = Run(method, chosen, dataclasses.asdict(settings), "a text", 128, 2048)
+    return "\n".join(deviations(run))
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "changes", "absent", "on"),
+    [
+        ("omniquant", {"name": "w4a16"}, {}, ("attention", "shared", "folded"), {"name": "w4a8"}),
+        ("omniquant", {"name": "w8a8"}, {"let": False}, ("shared", "folded"), {"name": "w8a8"}),
+        ("omniquant", {"name": "w8a8", "kv": 8}, {}, ("operands", "kv 8"), {"name": "w8a8"}),
+        ("spinquant", {"name": "w8a8"}, {"rounding": "nearest", "polish": 2}, ("polish",), None),
+        ("smoothquant", {"name": "w4a8"}, {"alpha": 0.7}, ("released: 0.5",), None),
+        ("spinquant", {"name": "w8a8"}, {"steps": 0}, ("retraction",), {"name": "w8a8"}),
+    ],
+)
+def test_deviations_say_nothing_of_a_part_that_is_off(
+    method: str,
+    words: dict[str, Any],
+    changes: dict[str, Any],
+    absent: tuple[str, ...],
+    on: dict[str, Any] | None,
+) -> None:
+    text = lines_of(method, in_words(words), **changes)
+    assert not any(part in text for part in absent)
+    if on is not None:
+        with_it = lines_of(method, in_words(on))
+        assert any(part in with_it for part in absent)
+
+
+def test_deviations_of_a_part_that_is_on() -> None:
+    assert "polish 2; released: 0" in lines_of("spinquant", scheme("w8a8"), polish=2)
+    assert "alpha 0.7; released: 0.85" in lines_of("smoothquant", scheme("w8a8"), alpha=0.7)
+    assert "shared by a group" in lines_of("omniquant", scheme("w4a16"), let=True)
+    assert "queries stay float" in lines_of("omniquant", in_words({"name": "w8a8", "kv": 8}))
 
 
 def test_a_preset_says_nothing_of_a_method_without_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,44 @@ def test_a_request_without_words_still_has_a_recipe() -> None:
     assert recipes.from_document(planned.recipe.as_json(), Path("r")) == planned.recipe
 
 
+def test_a_recipe_has_the_windows_that_a_short_text_has(here: Path) -> None:
+    (here / "text.txt").write_text("The otter lives in the river, and eats fish. " * 400)
+    flags = ("--method", "smoothquant", "--calib", "text.txt", "--windows", 512, "--length", 64)
+    result = done(slmq("quantize", "demo-llama", *flags, "-o", "first"))
+    manifest = json.loads((here / "first/checkpoint.json").read_text())
+    found = manifest["calibration"]["windows"]
+    assert 8 <= found < 512
+    assert f"has {found} windows of 64 tokens, not 512" in result.stderr
+    document = tomllib.loads((here / "first/recipe.toml").read_text())
+    assert document == manifest["recipe"]
+    assert document["calibration"]["windows"] == found
+    assert f"windows {found}; released: 512" in document["deviations"]
+    again = done(slmq("quantize", "--config", "first/recipe.toml", "-o", "second"))
+    assert "not 512" not in again.stderr
+    bundled = done(slmq("export", "first", "-o", "bundle"))
+    assert f"has {found} windows of 64 tokens, not 512" in bundled.stdout
+    assert json.loads((here / "bundle/bundle.json").read_text())["recipe"] == document
+    assert weights(here / "first") == weights(here / "second")
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        ("windows = 0", "--windows is at least 1, not 0"),
+        ("length = 1", "--length is at least 2, not 1"),
+        ("length = 1000000", "--length 1000000 is more than the"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused_also_from_a_recipe(
+    calibration: str, message: str, here: Path
+) -> None:
+    (here / "r.toml").write_text(f"[calibration]\n{calibration}\n")
+    refused(slmq("quantize", "demo-llama", "--config", "r.toml"), UsageError, message)
+    flags = f"--{calibration}".split(" = ")
+    refused(slmq("quantize", "demo-llama", *flags), UsageError, message)
+    assert [file.name for file in here.iterdir()] == ["r.toml"]
+
+
 def test_static_ranges_need_a_text_whatever_the_method(here: Path) -> None:
     words = ("--method", "none", "--activation-scale", "tensor", *SMALL)
     done(slmq("quantize", "demo-llama", *words, "-o", "static"))

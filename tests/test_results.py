@@ -28,6 +28,8 @@ BUNDLE = {
         "int8_gemm_share": 1,
         "weight_storage_bits": {"linears": 8, "lm_head": 32},
         "activation_mode": "per token",
+        "weights": "int8 per channel, symmetric",
+        "kv_cache": "float32",
         "lm_head": "float",
         "context_length": 64,
     },
@@ -302,7 +304,8 @@ def test_the_report_says_what_ran() -> None:
         "toy@v1 on toy-board",
         "W8A8 (asked: W4A8)",
         "2.00 MB (linears 8 bits, lm_head 32 bits)",
-        "64 B per token",
+        "64 B per token, float32",
+        "int8 per channel, symmetric",
         "500 tok/s (bandwidth / weights): 0.4 %",
         "16.0 tok/s [0.00 tok/s]",
         "2 repetitions say little",
@@ -329,3 +332,12 @@ def test_the_report_says_what_ran() -> None:
 )
 def test_numbers_as_text(found: str, expected: str) -> None:
     assert found == expected
+
+
+def test_a_run_from_before_grids_were_told_is_still_read() -> None:
+    document = json.loads(results.to_json(_run(_events((0.5, 0.5)))))
+    for name in ("weights", "kv_cache"):
+        assert document["artifact"].pop(name) is not None
+    old = results.from_document(document, "old")
+    assert (old.artifact.weights, old.artifact.kv_cache) == (None, None)
+    assert "weight grid" not in render(old)

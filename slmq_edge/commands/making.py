@@ -31,6 +31,9 @@ def request_of(recipe: Recipe, words: Mapping[str, Any]) -> Request:
     assert recipe.method is not None, "options.recipe"
     assert recipe.preset is not None, "options.recipe"
     chosen = presets.preset(recipe.preset, recipe.method)
+    # A recipe that was written has every word; of its --kv only the command line's was said.
+    said = {**recipe.scheme, "kv": words.get("kv")}
+    presets.check_words(recipe.preset, recipe.method, said)
     calib = recipe.calibration.get("file")
     return Request(
         scheme=presets.scheme_for(chosen, recipe.scheme),

@@ -73,10 +73,10 @@ MAKING: dict[str, Any] = {
         "hub otherwise.",
     ),
     "windows": _option(
-        int | None, min=1, help="How many token windows to calibrate on. Default: the preset's."
+        int | None, help="How many token windows to calibrate on. Default: the preset's."
     ),
     "length": _option(
-        int | None, min=2, help="Tokens in a calibration window. Default: the preset's."
+        int | None, help="Tokens in a calibration window. Default: the preset's."
     ),
     "device": _option(str | None, help="Where to quantize: cpu, cuda or cuda:N. Default: cpu."),
     "revision": _option(str | None, help="Commit, branch or tag of a model from the hub."),

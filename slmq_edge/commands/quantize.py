@@ -32,7 +32,8 @@ def quantize_command(
 
     --preset upstream has the released code's symmetry and hyper-parameters (upstream-exact
     also rounds what no exported graph can), paper the symmetry that the SLMQuant paper
-    states, fast a few short windows. What is said explicitly goes over it.
+    states, fast a few short windows, best what measured best here: GPTQ with asymmetric
+    weights, drift made up for, columns polished. What is said explicitly goes over it.
 
     A run that is interrupted goes on behind its last finished block when the same command
     is given again.

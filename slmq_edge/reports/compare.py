@@ -120,6 +120,13 @@ def render(comparisons: Sequence[Comparison], format: str) -> str:
 
 def title(comparison: Comparison) -> str:
     names = [_short_name(run) for run in (comparison.candidate, comparison.baseline)]
+    if names[0] == names[1]:
+        sides = [_grids(run) for run in (comparison.candidate, comparison.baseline)]
+        differs = [part for part in sides[0] if sides[0][part] != sides[1][part]]
+        told = [", ".join(f"{part} {side[part]}" for part in differs) for side in sides]
+        names = [
+            f"{name} ({text})" if text else name for name, text in zip(names, told, strict=True)
+        ]
     label = CONVENTION_LABELS[comparison.convention]
     return f"{names[0]} against {names[1]}: {label}"
 
@@ -134,7 +141,7 @@ def what_ran(run: Run) -> dict[str, str]:
         "scheme": f"{asked}{ran.scheme_ran}",
         "work in INT8": share_text(ran.int8_gemm_share),
         "bits stored": ", ".join(f"{part} {b}" for part, b in ran.weight_storage_bits.items()),
-        "activations": ran.activation_mode,
+        **_grids(run),
         "lm_head": ran.lm_head,
         "runtime": _runtime(run),
         "device": f"{device.name} ({device.kind})",
@@ -144,6 +151,15 @@ def what_ran(run: Run) -> dict[str, str]:
         "prompt": f"{run.workload.prompt_tokens} tokens",
         "new tokens": str(run.workload.new_tokens),
         "batch": "1",
+    }
+
+
+def _grids(run: Run) -> dict[str, str]:
+    """What was rounded to which grid, as far as the run says."""
+    return {
+        "weights": run.artifact.weights or UNKNOWN,
+        "activations": run.artifact.activation_mode,
+        "KV cache": run.artifact.kv_cache or UNKNOWN,
     }
 
 
@@ -171,7 +187,7 @@ def _what_ran(
     """The facts that differ, and those that both sides share."""
     before, after = what_ran(comparison.baseline), what_ran(comparison.candidate)
     varying = [(k, v, after[k]) for k, v in before.items() if v != after[k]]
-    return varying, [(k, v) for k, v in before.items() if v == after[k]]
+    return varying, [(k, v) for k, v in before.items() if v == after[k] != UNKNOWN]
 
 
 def _footnotes(comparison: Comparison) -> dict[str, int]:

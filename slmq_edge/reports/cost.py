@@ -12,7 +12,7 @@ from slmq_edge.reports.format import UNKNOWN, bytes_text, seconds_text
 from slmq_edge.tracks.cost import Row, Table, described
 
 FORMAT, VERSION = "slmq-edge-cost", 1
-HEADINGS = ("method", "model", "scheme", "peak memory", "time", "SLMQ_quant")
+HEADINGS = ("checkpoint", "method", "model", "scheme", "peak memory", "time", "SLMQ_quant")
 COLUMNS: dict[str, Callable[[Row], object]] = {
     "method": lambda row: row.method,
     "model": lambda row: row.group.model,
@@ -30,7 +30,7 @@ COLUMNS: dict[str, Callable[[Row], object]] = {
 }
 EXPLANATION = (
     "SLMQ_quant: 100 times the root mean square of (most memory / memory) and (most time / time), "
-    "the most of all rows of the same model, device and kind of memory."
+    "the most of all rows with a score of the same model, device and kind of memory."
 )
 
 
@@ -40,7 +40,7 @@ def terminal(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            f"{cell:>{width}}" if index > 2 else f"{cell:<{width}}"
+            f"{cell:>{width}}" if index > 3 else f"{cell:<{width}}"
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
@@ -52,7 +52,10 @@ def terminal(table: Table) -> str:
 def markdown(table: Table) -> str:
     """GitHub's Markdown."""
     rows = ["| " + " | ".join(map(_escaped, row)) + " |" for row in map(_cells, table.rows)]
-    head = ["| " + " | ".join(HEADINGS).replace("_", "\\_") + " |", "|---|---|---|---:|---:|---:|"]
+    head = [
+        "| " + " | ".join(HEADINGS).replace("_", "\\_") + " |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
     lines = [f"- {_escaped(line)}" for line in (*_measured(table), EXPLANATION, *table.notes)]
     return "\n".join([*head, *rows, "", *lines]) + "\n"
 
@@ -82,6 +85,7 @@ WRITERS: dict[str, Callable[[Table], str]] = {
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
+        row.place,
         row.method,
         row.group.model,
         row.scheme,

@@ -16,7 +16,7 @@ def checkpoint_table(manifest: Mapping[str, Any]) -> str:
         "model": manifest["source"]["name"],
         "method": _method(manifest),
         "scheme": scheme.name,
-        **{part: str(grid) for part, grid in _grids(scheme).items()},
+        **{part: str(grid) for part, grid in _grids(scheme, manifest["anatomy"]["tied"]).items()},
         "online": _online(manifest),
         "calibration": _calibration(manifest["calibration"]),
         "cost": _cost(manifest["cost"]),
@@ -26,15 +26,16 @@ def checkpoint_table(manifest: Mapping[str, Any]) -> str:
     return _table(rows, manifest["notes"])
 
 
-def _grids(scheme: Scheme) -> dict[str, object]:
+def _grids(scheme: Scheme, tied: bool) -> dict[str, object]:
     """What is rounded, and to which grid; the head is named also where it is not."""
+    static = f" by {scheme.range}" if scheme.is_static else ""
     named = {
         "weights": scheme.weights,
-        "activations": scheme.activations,
-        "lm_head": scheme.head or "float",
-        "embedding": scheme.embedding,
-        "keys, values": scheme.kv,
-        "queries": scheme.query,
+        "activations": scheme.activations and f"{scheme.activations}{static}",
+        "lm_head": scheme.lm_head(tied) or "float",
+        "embedding": scheme.table(tied),
+        "keys, values": scheme.kv and scheme.kv.described(by_head=True),
+        "queries": scheme.query and scheme.query.described(by_head=True),
         "o_proj's input": scheme.mixed,
     }
     return {part: grid for part, grid in named.items() if grid is not None}
@@ -50,10 +51,12 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
         "method": _method(manifest),
         "scheme": f"{manifest['scheme_requested']} -> {lowering['scheme_ran']}",
         "integer GEMM": f"{share} of the weights' multiply-adds",
+        "weights": lowering["weights"],
         "activations": lowering["activation_mode"],
+        "KV cache": lowering["kv_cache"],
         "bits on disk": bits,
         "attention": lowering["attention"],
-        "online": _online(manifest),
+        "online": ", ".join(lowering["online_rotations"]) or None,
         "calibration": _calibration(manifest["calibration"]),
         "cost": _cost(manifest["cost"]),
         "stages": _stages(manifest["cost"]),

@@ -44,16 +44,18 @@ def _card(run: Run) -> list[tuple[str, str]]:
     ran = run.artifact
     asked = "" if ran.scheme_requested == ran.scheme_ran else f" (asked: {ran.scheme_requested})"
     stored = ", ".join(f"{part} {b} bits" for part, b in ran.weight_storage_bits.items())
+    cache = "" if ran.kv_cache is None else f", {ran.kv_cache}"
     rows = [
         ("method", ran.method),
         ("ran", f"{ran.scheme_ran}{asked}"),
         ("work in INT8", share_text(ran.int8_gemm_share)),
+        *([] if ran.weights is None else [("weight grid", ran.weights)]),
         ("activations", ran.activation_mode),
         ("lm_head", ran.lm_head),
         ("parameters", count_text(ran.counts.parameters)),
         ("weights", f"{bytes_text(ran.weights_bytes)} ({stored})"),
         ("bundle on disk", bytes_text(ran.bundle_bytes)),
-        ("KV cache", f"{bytes_text(ran.kv_bytes_per_token)} per token"),
+        ("KV cache", f"{bytes_text(ran.kv_bytes_per_token)} per token{cache}"),
     ]
     ceiling = decode_ceiling(run)
     if ceiling is not None:

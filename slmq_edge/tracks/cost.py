@@ -166,12 +166,25 @@ def _notes(groups: Mapping[Group, Sequence[Row]], rows: Iterable[Row]) -> list[s
             kinds = "; ".join(described(group) for group in several)
             notes.append(f"{model} was quantized in ways that are not compared: {kinds}")
     for group, members in groups.items():
-        threads = {row.threads for row in members}
-        if len(threads) > 1:
-            listed = ", ".join(str(count) for count in sorted(threads, key=str))
-            notes.append(f"{group.model} on {described(group)}: threads differ ({listed})")
+        for what, values in _conditions(members).items():
+            if len(values) > 1:
+                listed = ", ".join(map(str, values))
+                notes.append(f"{group.model} on {described(group)}: {what} differ ({listed})")
     notes += [f"{row.place} has no score: it {row.reason}" for row in rows if row.reason]
     return notes
+
+
+def _conditions(members: Sequence[Row]) -> dict[str, list[Any]]:
+    """What makes costs of one group unlike, each value once."""
+    found: dict[str, set[Any]] = {
+        "threads": {row.threads for row in members},
+        "calibration tokens": {row.calibration_tokens for row in members},
+        "schemes": {row.scheme for row in members},
+    }
+    return {
+        what: sorted(values, key=lambda value: -1 if value is None else value)
+        for what, values in found.items()
+    }
 
 
 def described(group: Group) -> str:
