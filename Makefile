@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup ## quantize the built-in model, export, profile it and its baseline, compare
 	@rm -rf $(DEMO) && mkdir $(DEMO)
-	$(BIN)/slmq-edge export demo-llama --method spinquant --scheme w8a8 --preset fast -o $(DEMO)/bundle
+	$(BIN)/slmq-edge export demo-llama --method spinquant --scheme w8a8 --preset fast --activations symmetric --no-online -o $(DEMO)/bundle
 	$(BIN)/slmq-edge export demo-llama --method none --scheme fp32 -o $(DEMO)/baseline
 	$(BIN)/slmq-edge profile $(DEMO)/bundle -p 128 -n 64 -r 10 -o $(DEMO)/bundle-run.json
 	$(BIN)/slmq-edge profile $(DEMO)/baseline -p 128 -n 64 -r 10 -o $(DEMO)/baseline-run.json
