@@ -223,20 +223,22 @@ def feed_absmax(
     from slmq_edge.quantization.streams import BATCH_TOKENS
 
     size = batch or max(1, BATCH_TOKENS // tokens.shape[1])
-    device = next(iter(model.weights.values())).device
-
-    watched = {
-        model.anatomy.block(layer, feed.linears[0]): model.anatomy.block(layer, feed.norm)
+    weight = next(iter(model.weights.values()))
+    dtype, device = weight.dtype, weight.device
+    norms = [
+        (model.anatomy.block(layer, feed.linears[0]), model.anatomy.block(layer, feed.norm))
         for layer in range(model.anatomy.layers)
         for feed in FEEDS
-    }
-    absmax: dict[str, Tensor] = {}
+    ]
+    # Made before the first batch: a small tensor that outlives a batch pins the heap above which
+    # that batch's freed buffers lie, and the process then grows by one of them at every norm.
+    table = torch.zeros(len(norms), model.anatomy.hidden, dtype=dtype, device=device)
+    rows = {linear: row for (linear, _), row in zip(norms, table, strict=True)}
 
     def watch(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
-        norm = watched.get(linears[0])
-        if norm is not None:
-            seen = inputs.abs().amax(dim=(0, 1))
-            absmax[norm] = torch.maximum(absmax[norm], seen) if norm in absmax else seen
+        row = rows.get(linears[0])
+        if row is not None:
+            torch.maximum(row, inputs.abs().amax(dim=(0, 1)), out=row)
         return model.project(inputs, linears)
 
     progress(0.0)
@@ -244,4 +246,4 @@ def feed_absmax(
         for start in range(0, len(tokens), size):
             hidden_states(model, tokens[start : start + size].to(device), watch)
             progress(min(1.0, (start + size) / len(tokens)))
-    return absmax
+    return {norm: row for (_, norm), row in zip(norms, table, strict=True)}
