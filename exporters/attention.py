@@ -1,7 +1,9 @@
 """Attention with a KV cache in ONNX: fused where the kernel takes the head, standard otherwise.
 
-Rotary embedding is a node of its own before it: the online rotation R3 and the rounding of keys and
-values stand between, so that the cache holds what the simulation attends to.
+Where nothing stands between them, the fused kernel takes q, k and v as one, turns them by their
+positions itself, and writes keys and values into the buffers that it read them from. The online
+rotation R3 and the rounding of keys and values do stand between: then rotary embedding is a node of
+its own before them, so that the cache holds what the simulation attends to.
 Inputs are [batch, new, width]; caches are [batch, kv_heads, length, head_dim].
 """
 
@@ -20,8 +22,8 @@ from slmq_edge.exporters import roundings
 from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.scheme import Grid
 
-# GroupQueryAttention without its own rotary takes these heads (ONNXRUNTIME 2).
-FUSED_HEAD_MULTIPLE = 8
+# GroupQueryAttention takes these heads; with its own rotary embedding, those (ONNXRUNTIME 2).
+FUSED_HEAD_MULTIPLE, ROTARY_HEAD_MULTIPLE = 8, 16
 MASKED = float(np.finfo(np.float32).min)
 
 
@@ -64,21 +66,36 @@ class Attention:
         self._cosine = build.weight(cosine.numpy(), "rotary.cosine")
         self._sine = build.weight(sine.numpy(), "rotary.sine")
         self.fused = is_fused(shape)
+        rotates = shape.head_dim % ROTARY_HEAD_MULTIPLE == 0
+        self._packed = rotates and rotation is None and kv is None
         if self.fused:
             self._lengths = self._past_lengths(attention_mask)
         else:
             self._mask = self._causal_mask(attention_mask, position_ids)
 
-    def __call__(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, past: Cache, name: str
-    ) -> tuple[ir.Value, Cache]:
-        """Mix values [batch, new, heads * head_dim]; also the caches that hold the new tokens."""
+    def __call__(self, qkv: ir.Value, past: Cache, name: str) -> tuple[ir.Value, Cache]:
+        """Mix values [batch, new, heads * head_dim]; also the caches that hold the new tokens.
+
+        qkv: queries, keys and values side by side, [batch, new, width of all].
+        """
+        if self._packed:
+            rotary = (self._cosine, self._sine)
+            return self._group_query_attention((qkv, None, None), past, name, rotary)
+        widths = (self._shape.query_width, self._shape.kv_width, self._shape.kv_width)
+        query, key, value = self._build.ops(
+            "Split",
+            qkv,
+            self._build.constant(widths, np.int64),
+            name=f"{name}.qkv_split",
+            outputs=[f"{name}.{one}" for one in ("query", "key", "value")],
+            axis=-1,
+        )
         query = self._rotate(query, f"{name}.query", self._shape.heads)
         key = self._rotate(key, f"{name}.key", self._shape.kv_heads)
         if self._kv is not None:
             key, value = self._round(key, value, self._kv, name)
         if self.fused:
-            return self._group_query_attention(query, key, value, past, name)
+            return self._group_query_attention((query, key, value), past, name)
         return self._standard(query, key, value, past, name)
 
     def _rotate(self, x: ir.Value, name: str, heads: int) -> ir.Value:
@@ -133,24 +150,28 @@ class Attention:
         )
 
     def _group_query_attention(
-        self, query: ir.Value, key: ir.Value, value: ir.Value, past: Cache, name: str
+        self,
+        qkv: tuple[ir.Value, ir.Value | None, ir.Value | None],
+        past: Cache,
+        name: str,
+        rotary: tuple[ir.Value, ...] = (),
     ) -> tuple[ir.Value, Cache]:
+        """rotary: cosine and sine, for the kernel to turn queries and keys by."""
         last, total = self._lengths
         mixed, new_key, new_value = self._build.ops(
             "GroupQueryAttention",
-            query,
-            key,
-            value,
+            *qkv,
             past.key,
             past.value,
             last,
             total,
+            *rotary,
             name=f"{name}.attention",
             outputs=(f"{name}.mixed", f"{name}.present_key", f"{name}.present_value"),
             domain=MICROSOFT,
             num_heads=self._shape.heads,
             kv_num_heads=self._shape.kv_heads,
-            do_rotary=0,
+            do_rotary=int(bool(rotary)),
             scale=1.0 / math.sqrt(self._shape.head_dim),
         )
         return mixed, Cache(new_key, new_value)

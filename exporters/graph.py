@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,13 @@ class Builder:
             self._constants[key] = self.weight(array, name)
         return self._constants[key]
 
-    def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+    def model(
+        self,
+        inputs: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        about: Mapping[str, str] | None = None,
+    ) -> ir.Model:
+        """The graph; ``about``: what a runner can read of it once it is loaded."""
         graph = ir.Graph(
             inputs,
             outputs,
@@ -87,6 +93,7 @@ class Builder:
             ir_version=IR_VERSION,
             producer_name="slmq-edge",
             producer_version=__version__,
+            metadata_props=dict(about or {}),
         )
 
 

@@ -2,8 +2,8 @@
 
     y = (sum_g float(sum_(k in g) (x_q - 128)(w_q - z_w)) s_w,g - (z_x - 128) sum(W)) s_x + b
 
-Activations and weights are uint8 (``roundings``, ``weights``). The stream is [tokens, width];
-groups of inputs are a batch of products, [groups, tokens, group] by [groups, group, out].
+Activations and weights are uint8 (``roundings``, ``weights``). The stream is [batch, new, width];
+groups of inputs are a batch of products, [groups, batch, new, group] by [groups, 1, group, out].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def integer_linear(
     bias: NDArray[np.float32] | None,
     name: str,
 ) -> ir.Value:
-    """Multiply ``x`` by the stored form of ``weight``: float32 [tokens, out]."""
+    """Multiply ``x`` by the stored form of ``weight``: float32 [batch, new, out]."""
     grouped = weight.grid.group is not None
     points = stored.zero
     shared = points.ndim == 0
@@ -58,24 +58,24 @@ def integer_linear(
 
 
 def _groups(build: Builder, integers: ir.Value, weight: IntegerWeight, name: str) -> ir.Value:
-    """[tokens, width] as [groups, tokens, group]; what fills the last group stands for zero."""
+    """[batch, new, width] as [groups, batch, new, group]; what fills the last one stands for 0."""
     group, width = weight.grid.group, weight.integers.shape[1]
     assert group is not None, "asked of grouped weights"
     count = weight.grid.groups(width)
     missing = count * group - width
     if missing:
-        ends = build.constant([0, 0, 0, missing], np.int64)
+        ends = build.constant([0, 0, 0, 0, 0, missing], np.int64)
         point = build.constant(ZERO_POINT, np.uint8)
         integers = build.op("Pad", integers, ends, point, name=f"{name}.filled")
-    shape = build.constant([-1, count, group], np.int64)
+    shape = build.constant([0, 0, count, group], np.int64)
     cut = build.op("Reshape", integers, shape, name=f"{name}.cut")
-    return build.op("Transpose", cut, name=f"{name}.groups", perm=[1, 0, 2])
+    return build.op("Transpose", cut, name=f"{name}.groups", perm=[2, 0, 1, 3])
 
 
 def float_linear(
     build: Builder, x: ir.Value, weight: ir.Value, bias: NDArray[np.float32] | None, name: str
 ) -> ir.Value:
-    """Multiply ``x`` [tokens, in] by ``weight`` float32 [in, out]."""
+    """Multiply ``x`` [..., in] by ``weight`` float32 [in, out]."""
     product = build.op("MatMul", x, weight, name=f"{name}.matmul")
     return _add_bias(build, product, bias, name)
 

@@ -21,6 +21,7 @@ from slmq_edge.exporters.limits import check
 from slmq_edge.exporters.lowering import Lowering, Multiplication, Part, context_length, lowering
 from slmq_edge.exporters.roundings import ByToken, Quantized
 from slmq_edge.exporters.weights import Stored
+from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
 
 MINIMUM_VERSION = "1.19"
@@ -61,12 +62,7 @@ class _Writer:
         self.build = Builder()
         self.inputs = _inputs(self.shape)
         self.multiplications: list[Multiplication] = []
-        build, tokens = self.build, self.inputs["input_ids"]
-        rest = build.constant([-1], np.int64)
-        batch_shape = build.op("Shape", tokens, name="tokens.shape")
-        self._new_shape = build.op("Concat", batch_shape, rest, name="tokens.new_shape", axis=0)
-        self._tokens = build.op("Reshape", tokens, rest, name="tokens.flat")
-        self._rows = build.constant([-1, self.shape.hidden], np.int64)
+        build = self.build
         self._keep = build.weight(np.array([KEEP_ALL], np.int64), "logits_to_keep")
         self._table = self._stored_table()
         grid = checkpoint.scheme.activations
@@ -92,8 +88,9 @@ class _Writer:
             presents.append(present)
         _, normed = self._add_norm(stream, update, names.NORM)
         out = self._head(normed)
+        about = {KV_CACHE: IN_PLACE} if attention.fused else {}
         return self.build.model(
-            [*self.inputs.values(), self._keep], [out, *self._present_outputs(presents)]
+            [*self.inputs.values(), self._keep], [out, *self._present_outputs(presents)], about
         )
 
     def _block(
@@ -102,21 +99,20 @@ class _Writer:
         """One block; additions to the stream are left to the norm that follows them."""
         build, shape = self.build, self.shape
         stream, normed = self._add_norm(stream, update, shape.block(layer, ATTENTION_FEED.norm))
-        query, key, value = self._project(normed, tuple(shape.block(layer, name) for name in QKV))
+        qkv = self._multiply(normed, tuple(shape.block(layer, name) for name in QKV))
         past = Cache(
             self.inputs[f"past_key_values.{layer}.key"],
             self.inputs[f"past_key_values.{layer}.value"],
         )
         name = shape.block(layer, "self_attn")
-        mixed, present = attention(query, key, value, past, name)
+        mixed, present = attention(qkv, past, name)
         if self.checkpoint.online.keys:
             macs = (shape.heads + shape.kv_heads) * shape.head_dim**2
             self._count(f"{name}.spread", "rotation", None, False, macs)
-        rows = build.constant([-1, shape.query_width], np.int64)
-        mixed = build.op("Reshape", mixed, rows, name=f"{name}.mixed_rows")
-        (update,) = self._project(mixed, (shape.block(layer, names.O),))
+        update = self._multiply(mixed, (shape.block(layer, names.O),))
         stream, normed = self._add_norm(stream, update, shape.block(layer, MLP_FEED.norm))
-        gate, up = self._project(normed, tuple(shape.block(layer, name) for name in GATE_UP))
+        both = self._multiply(normed, tuple(shape.block(layer, name) for name in GATE_UP))
+        gate, up = self._halves(both, shape.block(layer, "mlp"))
         active = build.op(
             "QuickGelu",
             gate,
@@ -129,13 +125,13 @@ class _Writer:
             name = f"{shape.block(layer, 'mlp')}.spread"
             product, macs = rotations.rotate_rows(build, product, shape.ffn, name)
             self._count(name, "rotation", None, False, macs)
-        (update,) = self._project(product, (shape.block(layer, names.DOWN),))
+        update = self._multiply(product, (shape.block(layer, names.DOWN),))
         return stream, update, present
 
     def _embed(self) -> ir.Value:
-        """Rows of the lookup table, [tokens, hidden]."""
-        build = self.build
-        rows = build.op("Gather", self._table, self._tokens, name="embed.stored", axis=0)
+        """Rows of the lookup table, [batch, new, hidden]."""
+        tokens = self.inputs["input_ids"]
+        rows = self.build.op("Gather", self._table, tokens, name="embed.stored", axis=0)
         if names.EMBED in self.checkpoint.integers:
             rows = self._scaled_rows(rows)
         return self._rotation(rows, names.EMBED_ROTATION)
@@ -149,11 +145,11 @@ class _Writer:
 
     def _scaled_rows(self, stored: ir.Value) -> ir.Value:
         """Rows of an 8-bit table, as floats."""
-        build, flat = self.build, self._tokens
+        build, tokens = self.build, self.inputs["input_ids"]
         table = self.checkpoint.integers[names.EMBED]
         scales = build.weight(table.scale[:, 0].numpy(), "embed.scale")
         integers = self._centred(stored, "embed")
-        scale = build.op("Gather", scales, flat, name="embed.row_scale", axis=0)
+        scale = build.op("Gather", scales, tokens, name="embed.row_scale", axis=0)
         axis = build.constant([-1], np.int64)
         column = build.op("Unsqueeze", scale, axis, name="embed.row_scale_column")
         return build.op("Mul", integers, column, name="embed.rows")
@@ -161,12 +157,12 @@ class _Writer:
     def _head(self, normed: ir.Value) -> ir.Value:
         """Logits of the last ``logits_to_keep`` positions, [batch, kept, vocab]."""
         build = self.build
-        by_batch = self._by_batch(normed)
         start = build.op("Neg", self._keep, name="logits.start")
         end, axis = build.constant([KEEP_ALL], np.int64), build.constant([1], np.int64)
-        kept = build.op("Slice", by_batch, start, end, axis, name="logits.kept")
+        kept = build.op("Slice", normed, start, end, axis, name="logits.kept")
         kept_shape = build.op("Shape", kept, name="logits.kept_shape", start=0, end=2)
-        rows = build.op("Reshape", kept, self._rows, name="logits.kept_rows")
+        flat_rows = build.constant([-1, self.shape.hidden], np.int64)
+        rows = build.op("Reshape", kept, flat_rows, name="logits.kept_rows")
         rows = self._rotation(rows, names.HEAD_ROTATION)
         flat = self._multiply_head(rows)
         vocab = build.constant([self.shape.vocab], np.int64)
@@ -215,27 +211,20 @@ class _Writer:
         zero = build.constant(roundings.ZERO_POINT, np.float32)
         return build.op("Sub", floats, zero, name=f"{name}.integers")
 
-    def _project(self, x: ir.Value, group: tuple[str, ...]) -> tuple[ir.Value, ...]:
-        """Linears that share an input, as one: quantized once, multiplied once, split after.
+    def _halves(self, x: ir.Value, name: str) -> tuple[ir.Value, ...]:
+        """gate and up, which were multiplied as one."""
+        outputs = (f"{name}.gate", f"{name}.up")
+        sizes = self.build.constant([self.shape.ffn] * 2, np.int64)
+        return self.build.ops("Split", x, sizes, name=f"{name}.split", outputs=outputs, axis=-1)
+
+    def _multiply(self, x: ir.Value, group: tuple[str, ...]) -> ir.Value:
+        """Linears that share an input, side by side: quantized once, multiplied once.
 
         Output channels are independent: stacking the rows of several linears changes no number.
-        q, k and v come out as [batch, new, width], all else as [tokens, width].
         """
         name = _joint_name(group)
         biases = [bias for bias in map(self._bias, group) if bias is not None]
-        out = self._multiply(x, group, np.concatenate(biases) if biases else None, name)
-        if len(group) == 1:
-            return (out,)
-        if group[0].endswith(names.Q):
-            out = self._by_batch(out)
-        widths = [self.shape.shape(kind_of(linear))[0] for linear in group]
-        sizes = self.build.constant(widths, np.int64)
-        outputs = [f"{linear}.out" for linear in group]
-        return self.build.ops("Split", out, sizes, name=f"{name}.split", outputs=outputs, axis=-1)
-
-    def _multiply(
-        self, x: ir.Value, group: tuple[str, ...], bias: NDArray[np.float32] | None, name: str
-    ) -> ir.Value:
+        bias = np.concatenate(biases) if biases else None
         build, found = self.build, [self.checkpoint.integer_weight(linear) for linear in group]
         rounded: list[IntegerWeight] = [weight for weight in found if weight is not None]
         if not rounded:
@@ -293,10 +282,6 @@ class _Writer:
             epsilon=epsilon,
         )
         return total, normed
-
-    def _by_batch(self, x: ir.Value) -> ir.Value:
-        """[tokens, width] -> [batch, new, width]."""
-        return self.build.op("Reshape", x, self._new_shape, name=f"{x.name}.by_batch")
 
     def _rotation(self, x: ir.Value, name: str) -> ir.Value:
         rotation = self.checkpoint.tensors.get(f"{name}.weight")

@@ -29,16 +29,16 @@ def of_heads(head_dim: int) -> NDArray[np.float32]:
 
 
 def rotate_rows(build: Builder, x: ir.Value, width: int, name: str) -> tuple[ir.Value, int]:
-    """``rotate_last`` of ``x`` [tokens, width], and its multiply-adds for one token."""
+    """``rotate_last`` of ``x`` [batch, new, width], and its multiply-adds for one token."""
     found = factors(width)
     assert found is not None, "a method rotates only where a Hadamard matrix is known"
     first, second = (matrix.numpy() for matrix in found)
-    tall = build.constant([-1, len(first), len(second)], np.int64)
+    tall = build.constant([0, 0, len(first), len(second)], np.int64)
     rows = build.op("Reshape", x, tall, name=f"{name}.tall")
     left = build.constant(first, np.float32)
     rows = build.op("MatMul", left, rows, name=f"{name}.left")
     right = build.constant(second.T / math.sqrt(width), np.float32)
     rows = build.op("MatMul", rows, right, name=f"{name}.right")
-    flat = build.constant([-1, width], np.int64)
+    flat = build.constant([0, 0, width], np.int64)
     rotated = build.op("Reshape", rows, flat, name=f"{name}.rotated")
     return rotated, width * (len(first) + len(second))

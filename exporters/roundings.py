@@ -29,9 +29,9 @@ ZERO_POINT = 128
 
 @dataclass(frozen=True)
 class Quantized:
-    """A rounded input: uint8 [tokens, width], to be read less 128.
+    """A rounded input: uint8 [..., width], to be read less 128.
 
-    scale: float32 [tokens, 1], or [] where it is static. zero: the zero point less 128, likewise;
+    scale: float32 [..., 1], or [] where it is static. zero: the zero point less 128, likewise;
     ``None`` on a symmetric grid.
     """
 
@@ -49,7 +49,7 @@ class _Rows:
 
 
 class ByToken:
-    """Rounds rows [tokens, width] by their own ranges; the symmetric zero points are shared."""
+    """Rounds rows [..., width] by their own ranges; the symmetric zero points are shared."""
 
     def __init__(self, build: Builder, grid: Grid) -> None:
         self._build, self._grid = build, grid
@@ -68,7 +68,7 @@ class ByToken:
             rows.scale,
             points,
             name=f"{name}.integers",
-            axis=1,
+            axis=-1,
             block_size=width,
         )
         if rows.zero is None:
@@ -86,7 +86,7 @@ class ByToken:
 
 
 def by_tensor(build: Builder, x: ir.Value, grid: Grid, steps: Steps, name: str) -> Quantized:
-    """Round ``x`` [tokens, width] by the scale and zero point that calibration found."""
+    """Round ``x`` [..., width] by the scale and zero point that calibration found."""
     scale = build.constant(steps.scale[0].item(), np.float32)
     zero = 0 if steps.zero is None else int(steps.zero[0])
     point = build.constant(zero + ZERO_POINT, np.uint8)
@@ -146,8 +146,8 @@ def _scale(build: Builder, reach: ir.Value, spaces: int, name: str) -> ir.Value:
 
 
 def _midpoints(build: Builder, x: ir.Value, name: str) -> ir.Value:
-    """uint8 [tokens, 1] of 128: QuantizeLinear wants a zero point for every scale."""
-    count = build.op("Shape", x, name=f"{name}.count", start=0, end=1)
+    """uint8 [..., 1] of 128: QuantizeLinear wants a zero point for every scale."""
+    count = build.op("Shape", x, name=f"{name}.count", start=0, end=-1)
     column = build.op("Concat", count, build.constant([1], np.int64), name=f"{name}.column", axis=0)
     point = build.constant(ZERO_POINT, np.uint8)
     return build.op("Expand", point, column, name=f"{name}.zero_points")

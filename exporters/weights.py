@@ -1,7 +1,7 @@
 """How weights lie in the graph: transposed integers, unpacked or turned into floats at load.
 
     one scale a row     [in, out],             scales [out]
-    groups of g         [groups, g, out],      scales [groups, 1, out]; the last group is filled up
+    groups of g         [groups, 1, g, out],   scales [groups, 1, 1, out]; the last is filled up
 
 4-bit integers are packed, two a byte. What stands between them and the product is constant, so the
 runtime does it once: 4 bits on disk, 8 (or a float) in memory (ONNXRUNTIME 14: the form that both
@@ -103,18 +103,18 @@ def dequantize(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:
 
 
 def laid_out(weight: IntegerWeight) -> NDArray[np.int8]:
-    """The signed integers [out, in] as [in, out] or [groups, group, out]."""
+    """The signed integers [out, in] as [in, out] or [groups, 1, group, out]."""
     integers: NDArray[np.int8] = weight.integers.numpy()
     group = weight.grid.group
     if group is None:
         return integers.T
     rows, columns = integers.shape
     filled = np.pad(integers, ((0, 0), (0, -columns % group)))
-    return filled.reshape(rows, -1, group).transpose(1, 2, 0)
+    return filled.reshape(rows, -1, group).transpose(1, 2, 0)[:, None]
 
 
 def scales(weight: IntegerWeight) -> NDArray[np.float32]:
-    """float32 [out] or [groups, 1, out]."""
+    """float32 [out] or [groups, 1, 1, out]."""
     found: NDArray[np.float32] = _per_group(weight.scale, weight)
     return found
 
@@ -124,9 +124,9 @@ def unsigned(integers: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def _per_group(values: torch.Tensor, weight: IntegerWeight) -> NDArray[Any]:
-    """[out, groups] as [out] or [groups, 1, out], to broadcast against the integers."""
+    """[out, groups] as [out] or [groups, 1, 1, out], to broadcast against the integers."""
     array: NDArray[Any] = values.numpy().T
-    return array[0] if weight.grid.group is None else array[:, None, :]
+    return array[0] if weight.grid.group is None else array[:, None, None, :]
 
 
 def _nibbles(build: Builder, signed: NDArray[np.int8], name: str) -> ir.Value:

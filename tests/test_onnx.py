@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from slmq_edge import quantization
 from slmq_edge.checkpoint import Checkpoint
@@ -212,3 +213,26 @@ def test_the_report_says_what_was_written_and_not_what_was_asked_for() -> None:
     _, lowering = onnx.write(checkpoint)
     assert lowering.scheme_ran == "mixed"
     assert lowering.int8_gemm_share < integer / (integer + rotations)
+
+
+def test_caches_are_written_in_place_and_grow_when_they_must(tmp_path: Path) -> None:
+    model, _ = onnx.write(rounded(random_qwen2(), scheme("w8a8")))
+    running = session(model, tmp_path)
+    tokens = np.arange(3, 43).reshape(2, 20)
+
+    def stepped(room: int) -> NDArray[np.float32]:
+        rows = []
+        _, cache = running.prefill(tokens[:, :8], 1, room)
+        buffers = cache.values
+        for position in range(8, 20):
+            out, cache = running.step(tokens[:, position : position + 1], cache)
+            rows.append(out)
+        assert (cache.values is buffers) == (room >= 12)
+        return np.concatenate(rows, axis=1)
+
+    assert np.array_equal(stepped(room=12), stepped(room=0))
+    _, cache = running.prefill(tokens[:, :8], 1, 4)
+    first, _ = running.step(tokens[:, 8:9], cache)
+    running.step(tokens[:, 11:12], cache)
+    again, _ = running.step(tokens[:, 8:9], cache)
+    assert np.array_equal(first, again)

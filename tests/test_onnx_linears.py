@@ -87,7 +87,7 @@ def rounded_inputs(x: torch.Tensor, grid: Grid) -> Rounded:
 
 def linear_graph(weight: IntegerWeight, grid: Grid, static: Steps) -> ir.Model:
     build, width = Builder(), weight.integers.shape[1]
-    x = ir.val("x", ir.DataType.FLOAT, ["tokens", width])
+    x = ir.val("x", ir.DataType.FLOAT, ["batch", "new", width])
     if grid.per == "token":
         quantized = ByToken(build, grid)(x, width, "input")
     else:
@@ -126,7 +126,8 @@ def test_one_linear_is_equal_to_the_last_bit(
     w = draw(outputs, width, 0.0, offset, seed + 1)
     weight = IntegerWeight.of(quantize(w, weight_grid), weight_grid)
     x_q = rounded_inputs(x, input_grid)
-    y, stored, product = run(linear_graph(weight, input_grid, x_q.steps), x.numpy())
+    found = run(linear_graph(weight, input_grid, x_q.steps), x[None].numpy())
+    y, stored, product = (array.squeeze(-3) for array in found)
     assert np.array_equal(stored, (x_q.integers + ZERO_POINT).to(torch.uint8).numpy())
     assert np.array_equal(product, products(x_q, weight))
     simulation = Simulation(rounded(random_llama(), scheme("w8a8")))
@@ -198,10 +199,10 @@ def test_keys_and_values_are_rounded_as_the_simulation_rounds_them(
 def test_rotations_are_the_decoders(width: int) -> None:
     x = torch.randn(7, width, generator=torch.Generator().manual_seed(0))
     build = Builder()
-    inputs = ir.val("x", ir.DataType.FLOAT, ["tokens", width])
+    inputs = ir.val("x", ir.DataType.FLOAT, ["batch", "new", width])
     y, macs = rotations.rotate_rows(build, inputs, width, "rotation")
     y.type = ir.TensorType(ir.DataType.FLOAT)
-    (found,) = run(build.model([inputs], [y]), x.numpy())
+    ((found,),) = run(build.model([inputs], [y]), x[None].numpy())
     expected = rotate_last(x.double()).float().numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(x.numpy() @ rotations.of_heads(width), expected, rtol=0, atol=1e-5)
@@ -225,8 +226,8 @@ def one_sided(bits: int, group: int | None) -> IntegerWeight:
 def test_four_bits_reach_zero_points_beyond_their_levels(group: int | None) -> None:
     weight, x = one_sided(4, group), draw(6, 40, 0.5, 0.5, 3)
     x_q = quantize(x, Grid(8, "token"))
-    _, _, product = run(linear_graph(weight, Grid(8, "token"), x_q.steps), x.numpy())
-    assert np.array_equal(product, products(x_q, weight))
+    _, _, product = run(linear_graph(weight, Grid(8, "token"), x_q.steps), x[None].numpy())
+    assert np.array_equal(product.squeeze(-3), products(x_q, weight))
 
 
 def test_eight_bits_do_not_and_that_is_one_line() -> None:

@@ -44,7 +44,7 @@ TINY = 1e-12  # below this a probability is rounding noise of the others' sum
 class Decoder(Protocol):
     """What checking and timing need from a session; `ort.Session` is one."""
 
-    def prefill(self, tokens: Any, keep: int | None = None) -> tuple[Any, Any]: ...
+    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]: ...
 
     def step(self, tokens: Any, cache: Any) -> tuple[Any, Any]: ...
 
@@ -161,7 +161,7 @@ def _with_past(
     tokens = arrays["tokens"][prompt : prompt + 1]
     length = tokens.shape[1]
     half = length // 2
-    _, cache = session.prefill(tokens[:, :half], 1)
+    _, cache = session.prefill(tokens[:, :half], 1, length - half)
     rows = []
     for position in range(half, length):
         logits, cache = session.step(tokens[:, position : position + 1], cache)
@@ -227,8 +227,8 @@ def lumped_kl(reference: Any, artifact: Any, complete: bool) -> float:
 
 def _greedy(session: Decoder, arrays: Mapping[str, Any], prompt: int, bounds: Limits) -> int:
     """Continue the prompt greedily; return how many tokens could be compared."""
-    logits, cache = session.prefill(arrays["tokens"][prompt : prompt + 1], 1)
     expected, margins = arrays["greedy"][prompt], arrays["greedy_margins"][prompt]
+    logits, cache = session.prefill(arrays["tokens"][prompt : prompt + 1], 1, len(expected))
     for position, (token, margin) in enumerate(zip(expected, margins)):
         if not margin > 2 * bounds.logit_noise:
             return position

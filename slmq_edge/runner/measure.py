@@ -92,7 +92,7 @@ def once(
     tokens = prompt.reshape(1, -1)
     profile.reset_peak()
     started = clock()
-    logits, cache = session.prefill(tokens, 1)
+    logits, cache = session.prefill(tokens, 1, new_tokens)
     token = logits[:, -1].argmax(axis=-1).reshape(1, 1)
     prefill_seconds = clock() - started
     memory = {"prefill": dict(profile.memory())}

@@ -3,7 +3,8 @@
 Names follow optimum's convention: ``input_ids``, ``attention_mask``, ``position_ids`` and
 ``past_key_values.{i}.key|value`` go in, ``logits`` and ``present.{i}.key|value`` come out.
 ``logits_to_keep`` is an overridable initializer: for how many of the last positions logits
-are computed (default: all). Caches pass from step to step as OrtValues, never through numpy.
+are computed (default: all). Caches pass from step to step as OrtValues, never through numpy;
+where the graph's metadata says that it may, it writes new positions into the buffers it read.
 """
 
 from __future__ import annotations
@@ -23,14 +24,21 @@ PROVIDER = "CPUExecutionProvider"
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 KEEP = "logits_to_keep"
+KV_CACHE, IN_PLACE = "kv_cache", "in place"  # an entry of the graph's metadata
 QUIET = 3  # errors only: warnings about optimizations would end up in the error report
 
 
 class Cache(NamedTuple):
-    """Keys and values of the positions seen so far; only a `Session` looks inside."""
+    """Keys and values of the positions seen so far; only a `Session` looks inside.
 
-    values: Mapping[str, Any]  # input name -> OrtValue [batch, kv_heads, length, head_dim]
+    In a graph that writes them in place, a step changes the buffers behind this cache beyond its
+    ``length``, and nothing before it: of two continuations of one cache, the last one counts.
+    """
+
+    values: Mapping[str, Any]  # input name -> OrtValue [batch, kv_heads, room, head_dim]
     length: int
+    room: int  # positions that the buffers hold
+    binding: Any  # where the buffers are bound as inputs, and in place as outputs too
 
 
 class Session:
@@ -41,8 +49,7 @@ class Session:
     """
 
     def __init__(self, graph: Path, threads: int, settings: Mapping[str, str]) -> None:
-        runtime = load_onnxruntime()
-        self._runtime = runtime
+        self._runtime = load_onnxruntime()
         self._session = open_session(graph, threads, settings)
         self._outputs = [node.name for node in self._session.get_outputs()]
         inputs = self._session.get_inputs()
@@ -50,6 +57,8 @@ class Session:
         self._past = {n.name: n for n in inputs if n.name.startswith("past_key_values.")}
         overridable = {node.name for node in self._session.get_overridable_initializers()}
         self._keeps = KEEP in overridable
+        about = self._session.get_modelmeta().custom_metadata_map
+        self._in_place = about.get(KV_CACHE) == IN_PLACE
         if "input_ids" not in self._inputs or not self._past or "logits" not in self._outputs:
             raise Unsupported(f"{graph} is not a decoder with a cache: no input_ids or past")
         for name, node in self._past.items():
@@ -64,22 +73,20 @@ class Session:
             for node in self._past.values()
         )
 
-    def prefill(self, tokens: Any, keep: int | None = None) -> tuple[Any, Cache]:
+    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Cache]:
         """Run whole prompts from an empty cache.
 
         Args:
             tokens: int64 [batch, length].
             keep: for how many last positions logits are wanted; None: for all.
+            room: how many steps will follow; more are possible, and slower.
 
         Returns:
             logits, float32 [batch, kept, vocab], and the cache of ``length`` positions.
         """
-        batch = tokens.shape[0]
-        empty = {
-            name: self._value(np.zeros((batch, node.shape[1], 0, node.shape[3]), DTYPES[node.type]))
-            for name, node in self._past.items()
-        }
-        return self._run(tokens, Cache(empty, 0), keep)
+        batch, length = tokens.shape
+        held = length + room if self._in_place else 0
+        return self._run(tokens, self._cache(self._buffers(batch, held), 0, held), keep)
 
     def step(self, tokens: Any, cache: Cache) -> tuple[Any, Cache]:
         """Run one more token: int64 [batch, 1] -> float32 [batch, 1, vocab] and the new cache.
@@ -89,26 +96,68 @@ class Session:
         """
         if tokens.shape[1] != 1:
             raise ValueError("one token at a time: onnxruntime 1.19 errs on more")
+        if self._in_place and cache.length >= cache.room:
+            cache = self._roomier(cache, tokens.shape[0])
         return self._run(tokens, cache, 1)
 
     def _run(self, tokens: Any, cache: Cache, keep: int | None) -> tuple[Any, Cache]:
-        batch, new = tokens.shape
-        length = cache.length + new
-        feeds = dict(cache.values)
-        feeds["input_ids"] = self._value(tokens.astype(np.int64))
-        if "attention_mask" in self._inputs:
-            feeds["attention_mask"] = self._value(np.ones((batch, length), np.int64))
-        if "position_ids" in self._inputs:
-            positions = np.tile(np.arange(cache.length, length, dtype=np.int64), (batch, 1))
-            feeds["position_ids"] = self._value(positions)
-        if keep is not None and self._keeps:
-            feeds[KEEP] = self._value(np.array([keep], np.int64))
-        results = dict(zip(self._outputs, self._session.run_with_ort_values(self._outputs, feeds)))
-        logits = results.pop("logits").numpy().astype(np.float32, copy=False)
+        length = cache.length + tokens.shape[1]
+        binding = cache.binding
+        feeds = {n: self._value(a) for n, a in self._feeds(tokens, cache.length, keep).items()}
+        for name, value in feeds.items():  # the binding holds their memory no longer than we do
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits")  # memory of its own: what it was bound to is the caller's
+        self._session.run_with_iobinding(binding)
+        results = binding.get_outputs()
+        logits = results[0].numpy().astype(np.float32, copy=False)
         if keep is not None:
             logits = logits[:, -keep:]
-        past = {name.replace("present.", "past_key_values."): v for name, v in results.items()}
-        return logits, Cache(past, length)
+        if self._in_place:
+            return logits, cache._replace(length=length)
+        return logits, self._cache(dict(zip(cache.values, results[1:])), length, length)
+
+    def _cache(self, values: Mapping[str, Any], length: int, room: int) -> Cache:
+        binding = self._session.io_binding()
+        binding.bind_output("logits")  # the first: so that results come in this order
+        for name, value in values.items():
+            present = name.replace("past_key_values.", "present.")
+            binding.bind_ortvalue_input(name, value)
+            if self._in_place:
+                binding.bind_ortvalue_output(present, value)
+            else:
+                binding.bind_output(present)
+        return Cache(values, length, room, binding)
+
+    def _feeds(self, tokens: Any, past: int, keep: int | None) -> dict[str, Any]:
+        """All inputs but the caches."""
+        batch, new = tokens.shape
+        feeds = {"input_ids": tokens.astype(np.int64)}
+        if "attention_mask" in self._inputs:
+            feeds["attention_mask"] = np.ones((batch, past + new), np.int64)
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.tile(np.arange(past, past + new, dtype=np.int64), (batch, 1))
+        if keep is not None and self._keeps:
+            feeds[KEEP] = np.array([keep], np.int64)
+        return feeds
+
+    def _buffers(self, batch: int, room: int) -> dict[str, Any]:
+        """Zeros, which cost no memory before they are written."""
+        return {
+            name: self._value(
+                np.zeros((batch, node.shape[1], room, node.shape[3]), DTYPES[node.type])
+            )
+            for name, node in self._past.items()
+        }
+
+    def _roomier(self, cache: Cache, batch: int) -> Cache:
+        """The same positions in buffers twice as long."""
+        room = 2 * max(cache.room, 1)
+        values = {}
+        for name, node in self._past.items():
+            longer = np.zeros((batch, node.shape[1], room, node.shape[3]), DTYPES[node.type])
+            longer[:, :, : cache.length] = cache.values[name].numpy()[:, :, : cache.length]
+            values[name] = self._value(longer)
+        return self._cache(values, cache.length, room)
 
     def _value(self, array: Any) -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
