@@ -29,6 +29,14 @@ STOP, LENGTH, INTERRUPTED = "stop token", "length", "interrupted"
 HOTTEST = 10.0  # beyond, text is noise, and who asks for it meant something else
 
 
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {  # NaN fits none
+    "--temperature": (lambda value: 0 <= value <= HOTTEST, f"0 to {HOTTEST:g}"),
+    "--top-p": (lambda value: 0 < value <= 1, "above 0, at most 1"),
+    "--top-k": (lambda value: value >= 1, "at least 1"),
+    "--seed": (lambda value: value >= 0, "at least 0"),
+}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a token is chosen; temperature 0 is greedy. top_k: None for the whole vocabulary."""
@@ -47,19 +55,16 @@ def sampling(
     Raises:
         UsageError: a number out of its range, or one that greedy decoding would ignore.
     """
-    ranges: dict[str, tuple[float | None, bool, str]] = {
-        "--temperature": (temperature, 0 <= (temperature or 0) <= HOTTEST, f"0 to {HOTTEST:g}"),
-        "--top-p": (top_p, 0 < (1 if top_p is None else top_p) <= 1, "above 0, at most 1"),
-        "--top-k": (top_k, (1 if top_k is None else top_k) >= 1, "at least 1"),
-        "--seed": (seed, (seed or 0) >= 0, "at least 0"),
-    }
-    for name, (value, fits, range_) in ranges.items():
-        if not fits:
-            raise UsageError(f"{name} {value:g} is out of its range: {range_}")
+    asked: dict[str, float | None] = {
+        "--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name, value in given.items():
+        fits, words = _RANGES[name]
+        if not fits(value):
+            raise UsageError(f"{name} {value:g} is out of its range: {words}")
     if not temperature:
-        idle = [
-            n for n, (value, *_) in ranges.items() if n != "--temperature" and value is not None
-        ]
+        idle = [name for name in given if name != "--temperature"]
         if idle:
             raise UsageError(
                 f"{', '.join(idle)} without a --temperature above 0 would change nothing: "
