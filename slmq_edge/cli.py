@@ -13,6 +13,7 @@ import typer
 from slmq_edge import __version__
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.export import export
+from slmq_edge.commands.generate import generate
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
 from slmq_edge.commands.report import app as report
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize_command)
 app.command("export")(export)
+app.command("generate")(generate)
 app.command("profile")(profile)
 app.command("compare")(compare)
 app.add_typer(report, name="report")

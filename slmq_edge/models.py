@@ -32,6 +32,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",  # where newer tokenizers keep what was in tokenizer_config.json
     "generation_config.json",
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -86,7 +87,10 @@ def _find(model: str, revision: str | None) -> Source:
 
 
 def _download(model: str, revision: str | None) -> Source:
-    """Fetch a hub repository's config, safetensors and tokenizer (no code, no pickle)."""
+    """Fetch a hub repository's config, safetensors and tokenizer (no code, no pickle).
+
+    A chat template is a program, but one that transformers runs in a sandbox of Jinja's.
+    """
     try:
         import huggingface_hub
     except ImportError as error:
@@ -94,7 +98,7 @@ def _download(model: str, revision: str | None) -> Source:
     instead = f" Without network, use a local folder or the built-in {builtin.MODELS[0]}."
     with hub_errors_as(f"'{model}'", instead):
         folder = huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=["*.safetensors", "*.json"]
+            model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja"]
         )
     path = Path(folder)
     return Source(model, "hub", path, revision=path.name)

@@ -56,7 +56,13 @@ def test_nothing_imports_a_bare_shelf() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["export", "--help"], ["compare", "--help"], ["report", "cost", "--help"]],
+    [
+        ["--help"],
+        ["export", "--help"],
+        ["generate", "--help"],
+        ["compare", "--help"],
+        ["report", "cost", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
