@@ -100,3 +100,28 @@ class Builder:
 def save(model: ir.Model, path: Path) -> None:
     """Write the graph, its weights beside it in ``<name>.data``."""
     ir.save(model, path, external_data=f"{path.name}.data")
+
+
+def save_beside(model: ir.Model, path: Path, other: Path) -> None:
+    """Write a graph whose weights are those of ``other``, saved before in the same folder.
+
+    Its initializers are read from the other's data file where they are the same bytes by the same
+    name, whatever their type; the few that are not lie in the graph itself.
+    """
+    shared = ir.load(other).graph.initializers
+    for name, value in model.graph.initializers.items():
+        found = shared[name].const_value if name in shared else None
+        wanted = value.const_value
+        if wanted is None or not isinstance(found, ir.ExternalTensor):
+            continue
+        if found.shape == wanted.shape and found.tobytes() == wanted.tobytes():
+            value.const_value = ir.ExternalTensor(
+                found.location,
+                found.offset,
+                found.length,
+                wanted.dtype,
+                shape=found.shape,
+                name=name,
+                base_dir=path.parent,
+            )
+    ir.save(model, path)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from slmq_edge.errors import Unsupported
+from slmq_edge.errors import Unsupported, UsageError, unknown
 from slmq_edge.scheme import Grid, Scheme
 
+# Which releases of onnxruntime a graph is written for: by name, the oldest one.
+RUNTIMES = {"portable": "1.19", "modern": "1.23"}
+# Blocks that MatMulNBits' integer kernels take, and the one for rows with one scale.
+LEAST_BLOCK, MOST_BLOCK, ROW_BLOCK = 16, 256, 128
 
-def check(scheme: Scheme) -> None:
+
+def check(scheme: Scheme, runtime: str | None = None) -> None:
     """Refuse a scheme that this target cannot express; online rotations it always can.
+
+    runtime: one of ``RUNTIMES``; ``None``: the oldest that can.
 
     Raises:
         Unsupported: names the part, the reason and what to do.
+        UsageError: no such runtime.
     """
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UsageError(unknown("runtime", runtime, tuple(RUNTIMES)))
     refusals = (
         _operands(scheme),
         _weights(scheme.weights),
-        _activations(scheme.activations),
+        _activations(scheme.activations, scheme.weights),
         _table("lm_head", scheme.head),
         _table("lookup table", scheme.embedding),
         _kv(scheme.kv),
@@ -23,6 +33,18 @@ def check(scheme: Scheme) -> None:
     for refusal in refusals:
         if refusal is not None:
             raise Unsupported(f"target ort cannot express this scheme: {refusal}")
+    if runtime == "portable" and needed_runtime(scheme) != "portable":
+        raise Unsupported(
+            f"scheme {scheme.name} multiplies 8-bit blocks, which onnxruntime "
+            f"{RUNTIMES['portable']} does not know: leave --runtime portable out, "
+            f"or use w8a8 or w4a8-b32"
+        )
+
+
+def needed_runtime(scheme: Scheme) -> str:
+    """The oldest of ``RUNTIMES`` that runs a scheme's graph."""
+    eight_bits = scheme.weights is not None and scheme.weights.bits == 8
+    return "modern" if eight_bits and is_in_blocks(scheme) else "portable"
 
 
 def _weights(grid: Grid | None) -> str | None:
@@ -31,15 +53,51 @@ def _weights(grid: Grid | None) -> str | None:
     return f"weights of {grid}; it stores 4 or 8 bits per channel or group (w4a8, w8a8, w4a16)"
 
 
-def _activations(grid: Grid | None) -> str | None:
+def block_size(grid: Grid) -> int | None:
+    """Inputs in a block that MatMulNBits takes for this grid; ``None``: it cannot.
+
+    A row with one scale is a row of blocks that share it.
+    """
+    if grid.group is None:
+        return ROW_BLOCK
+    fits = LEAST_BLOCK <= grid.group <= MOST_BLOCK and grid.group & (grid.group - 1) == 0
+    return grid.group if fits else None
+
+
+def is_in_blocks(scheme: Scheme) -> bool:
+    """Whether the blocks' linears are one operator, which takes weights in blocks of inputs.
+
+    Its integer kernel rounds inputs by the weights' own blocks; its float kernel is slower than a
+    product of floats unless weights have 4 bits.
+    """
+    if scheme.weights is None:
+        return False
+    if scheme.activations is not None:
+        return scheme.activations.group is not None
+    return scheme.weights.bits == 4 and block_size(scheme.weights) is not None
+
+
+def _activations(grid: Grid | None, weights: Grid | None) -> str | None:
     if grid is None:
         return None
     if grid.group is not None:
-        return "its integer product takes one scale a token for all inputs, not one a group of them"
+        return _blocks(grid, weights)
     if grid.bits != 8 or grid.per not in ("token", "tensor"):
         return f"activations of {grid}; its kernels multiply 8 bits, per token or per tensor"
     if not grid.symmetric and not grid.zero:
         return "activations whose range need not hold zero have zero points that do not fit 8 bits"
+    return None
+
+
+def _blocks(grid: Grid, weights: Grid | None) -> str | None:
+    if weights is None or weights.group != grid.group or block_size(weights) is None:
+        return (
+            "activations whose groups are not the weights', or not of 16 to 256 inputs, a power of "
+            "two: its integer product takes one scale a token for all inputs, or one for each "
+            "block of weights (w4a8-b32)"
+        )
+    if grid.bits != 8 or grid.per != "token" or not grid.symmetric:
+        return f"activations of {grid}; by blocks it rounds to 8 bits per token, symmetrically"
     return None
 
 

@@ -2,7 +2,12 @@
 
     y = (sum_g float(sum_(k in g) (x_q - 128)(w_q - z_w)) s_w,g - (z_x - 128) sum(W)) s_x + b
 
-Activations and weights are uint8 (``roundings``, ``weights``). The stream is [batch, new, width];
+Activations and weights are uint8 (``roundings``, ``weights``). Where both share their blocks of
+inputs, one operator rounds and multiplies:
+
+    y = sum_g float(sum_(k in g) x_q (w_q - z_w)) s_w,g s_x,g + b
+
+The stream is [batch, new, width];
 groups of inputs are a batch of products, [groups, batch, new, group] by [groups, 1, group, out].
 """
 
@@ -18,7 +23,9 @@ from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.exporters.roundings import ZERO_POINT, Quantized
 from slmq_edge.exporters.weights import Stored
 
-OPERATOR = "MatMulIntegerToFloat"
+OPERATOR, BLOCK_OPERATOR = "MatMulIntegerToFloat", "MatMulNBits"
+# What MatMulNBits multiplies by: its input, or 8-bit integers with a scale for each block of it.
+FLOAT_INPUT, INTEGER_INPUT = 1, 4
 
 
 def integer_linear(
@@ -33,7 +40,7 @@ def integer_linear(
     grouped = weight.grid.group is not None
     points = stored.zero
     shared = points.ndim == 0
-    zero = build.constant(points, np.uint8) if shared else build.weight(points, f"{name}.zeros")
+    zero = build.constant(points, points.dtype) if shared else build.weight(points, f"{name}.zeros")
     inputs = _groups(build, x.integers, weight, name) if grouped else x.integers
     product = build.op(
         OPERATOR,
@@ -70,6 +77,35 @@ def _groups(build: Builder, integers: ir.Value, weight: IntegerWeight, name: str
     shape = build.constant([0, 0, count, group], np.int64)
     cut = build.op("Reshape", integers, shape, name=f"{name}.cut")
     return build.op("Transpose", cut, name=f"{name}.groups", perm=[2, 0, 1, 3])
+
+
+def block_linear(
+    build: Builder,
+    x: ir.Value,
+    weight: IntegerWeight,
+    bias: NDArray[np.float32] | None,
+    name: str,
+    accuracy: int,
+) -> ir.Value:
+    """Multiply ``x`` float32 [..., in] by blocks of ``weight``: float32 [..., out].
+
+    The kernel itself rounds ``x``, by token and block, or leaves it in float: see ``accuracy``.
+    """
+    found = weights.blocks(build, weight, name)
+    rows, columns = weight.integers.shape
+    inputs = [x, found.integers, found.scale]
+    product = build.op(
+        BLOCK_OPERATOR,
+        *(inputs if found.zero is None else [*inputs, found.zero]),
+        name=f"{name}.matmul",
+        domain=MICROSOFT,
+        K=columns,
+        N=rows,
+        bits=weight.grid.bits,
+        block_size=found.size,
+        accuracy_level=accuracy,
+    )
+    return _add_bias(build, product, bias, name)
 
 
 def float_linear(

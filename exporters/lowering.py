@@ -13,6 +13,7 @@ from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.exporters import linears
 from slmq_edge.exporters.attention import is_fused
 from slmq_edge.exporters.graph import IR_VERSION, OPSET
+from slmq_edge.exporters.limits import is_in_blocks
 from slmq_edge.scheme import Grid, Scheme
 
 FLOAT_BITS = 32
@@ -56,6 +57,7 @@ class Multiplication:
     grid: Grid | None
     is_integer: bool
     macs_per_token: int
+    blocks_share: bool = False  # a scale, of weights and of their inputs
 
     @property
     def bits(self) -> int:
@@ -66,7 +68,8 @@ class Multiplication:
         """Its precision, named as schemes are."""
         if self.grid is None:
             return "fp32"
-        group = "" if self.grid.group is None else f"-g{self.grid.group}"
+        kind = "b" if self.blocks_share else "g"
+        group = "" if self.grid.group is None else f"-{kind}{self.grid.group}"
         return f"w{self.bits}a{8 if self.is_integer else 16}{group}"
 
 
@@ -97,7 +100,7 @@ def lowering(multiplications: Sequence[Multiplication], checkpoint: Checkpoint) 
             "lm_head": head.bits,
             "embedding": FLOAT_BITS if table is None else table.grid.bits,
         },
-        integer_gemm=_integer_gemm(integer),
+        integer_gemm=_integer_gemm(integer, is_in_blocks(scheme)),
         opset=OPSET,
         ir_version=IR_VERSION,
         context_length=context_length(shape),
@@ -118,7 +121,8 @@ def _activation_mode(scheme: Scheme | None) -> str:
     grid = scheme.activations
     symmetry = "symmetric" if grid.symmetric else "asymmetric"
     when = f"static by {scheme.range}" if grid.per == "tensor" else "dynamic"
-    return f"per {grid.per}, {when}, {symmetry}"
+    shared = "" if grid.group is None else f" and block of {grid.group}"
+    return f"per {grid.per}{shared}, {when}, {symmetry}"
 
 
 def _kv_cache(grid: Grid | None) -> str:
@@ -138,9 +142,13 @@ def _head(head: Multiplication) -> str:
     return f"int{head.bits}" if head.is_integer else f"int{head.bits} stored, float multiplied"
 
 
-def _integer_gemm(integer: Sequence[Multiplication]) -> dict[str, str] | None:
+def _integer_gemm(integer: Sequence[Multiplication], in_blocks: bool) -> dict[str, str] | None:
     if not integer:
         return None
     grouped = any(one.grid is not None and one.grid.group is not None for one in integer)
     gemm = {"operator": linears.OPERATOR, "activation": "uint8", "weight": "uint8"}
+    if in_blocks:
+        bits = str(max(one.bits for one in integer if one.blocks_share))
+        blocks = {"operator": linears.BLOCK_OPERATOR, "activation": "int8 by block", "bits": bits}
+        return {**gemm, **blocks}
     return {**gemm, "batch": "groups of inputs"} if grouped else gemm

@@ -17,26 +17,28 @@ from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import linears, rotations, roundings, weights
 from slmq_edge.exporters.attention import Attention, Cache
 from slmq_edge.exporters.graph import MICROSOFT, Builder
-from slmq_edge.exporters.limits import check
+from slmq_edge.exporters.limits import check, is_in_blocks
 from slmq_edge.exporters.lowering import Lowering, Multiplication, Part, context_length, lowering
 from slmq_edge.exporters.roundings import ByToken, Quantized
 from slmq_edge.exporters.weights import Stored
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
 
-MINIMUM_VERSION = "1.19"
 KEEP_ALL = 2**31 - 1
 
 
-def write(checkpoint: Checkpoint) -> tuple[ir.Model, Lowering]:
+def write(checkpoint: Checkpoint, signed: bool = False) -> tuple[ir.Model, Lowering]:
     """The graph of a checkpoint, and the report of how it was lowered.
+
+    signed: multiply by int8 weights, of the same bytes on disk: exact, and fast on the newest
+    runtimes, only on a CPU whose kernels do not saturate.
 
     Raises:
         Unsupported: a scheme that this flavour cannot express (``check``), or zero points that do
             not fit its kernels.
     """
     check(checkpoint.scheme)
-    writer = _Writer(checkpoint)
+    writer = _Writer(checkpoint, signed)
     return writer.model(), lowering(writer.multiplications, checkpoint)
 
 
@@ -57,15 +59,15 @@ def _joint_name(group: tuple[str, ...]) -> str:
 class _Writer:
     """Walks the anatomy once, writing nodes as it goes, and counts what it multiplies by."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.shape = checkpoint, checkpoint.anatomy
+    def __init__(self, checkpoint: Checkpoint, signed: bool) -> None:
+        self.checkpoint, self.shape, self.signed = checkpoint, checkpoint.anatomy, signed
         self.build = Builder()
         self.inputs = _inputs(self.shape)
         self.multiplications: list[Multiplication] = []
         build = self.build
         self._keep = build.weight(np.array([KEEP_ALL], np.int64), "logits_to_keep")
         self._table = self._stored_table()
-        grid = checkpoint.scheme.activations
+        grid = checkpoint.scheme.input_grid(names.HEAD)
         self._rounds_inputs = grid is not None
         self._by_token = ByToken(build, grid) if grid and grid.per == "token" else None
 
@@ -141,7 +143,7 @@ class _Writer:
         table = self.checkpoint.integers.get(names.EMBED)
         if table is None:
             return self.build.weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
-        return self.build.weight(weights.unsigned(table.integers.numpy()), "embed.weight")
+        return weights.store8(self.build, table.integers.numpy(), "embed", self.signed)
 
     def _scaled_rows(self, stored: ir.Value) -> ir.Value:
         """Rows of an 8-bit table, as floats."""
@@ -181,7 +183,7 @@ class _Writer:
         if weight is not None and is_integer:
             turned = self._table_turned() if self.shape.tied else None
             quantized = self._quantize(rows, names.HEAD, self.shape.hidden, names.HEAD, False)
-            stored = turned or weights.store(build, weight, names.HEAD)
+            stored = turned or weights.store(build, weight, names.HEAD, self.signed)
             return linears.integer_linear(build, quantized, stored, weight, None, names.HEAD)
         if self.shape.tied:
             table = self._table if weight is None else self._table_as_floats()
@@ -196,7 +198,7 @@ class _Writer:
     def _table_turned(self) -> Stored:
         """The 8-bit table as the weight of a head [hidden, vocab]."""
         turned = self.build.op("Transpose", self._table, name="lm_head.weight", perm=[1, 0])
-        return Stored(turned, np.array(roundings.ZERO_POINT, np.uint8))
+        return Stored(turned, weights.middle(self.signed))
 
     def _table_as_floats(self) -> ir.Value:
         """The whole 8-bit table as floats [vocab, hidden], turned into them at load."""
@@ -208,6 +210,8 @@ class _Writer:
     def _centred(self, stored: ir.Value, name: str) -> ir.Value:
         build = self.build
         floats = build.op("Cast", stored, name=f"{name}.cast", to=ir.DataType.FLOAT)
+        if self.signed:
+            return floats
         zero = build.constant(roundings.ZERO_POINT, np.float32)
         return build.op("Sub", floats, zero, name=f"{name}.integers")
 
@@ -235,12 +239,16 @@ class _Writer:
             )
         weight = weights.stack(rounded)
         is_integer, macs = self._rounds_inputs, weight.integers.numel()
-        self._count(name, "linear", weight.grid, is_integer, macs)
+        in_blocks = is_in_blocks(self.checkpoint.scheme)
+        self._count(name, "linear", weight.grid, is_integer, macs, in_blocks and is_integer)
+        if in_blocks:
+            accuracy = linears.INTEGER_INPUT if is_integer else linears.FLOAT_INPUT
+            return linears.block_linear(build, x, weight, bias, name, accuracy)
         if not is_integer:
             values = weights.dequantize(build, weight, name)
             return linears.float_linear(build, x, values, bias, name)
         quantized = self._quantize(x, group[0], weight.integers.shape[1], name, True)
-        stored = weights.store(build, weight, name)
+        stored = weights.store(build, weight, name, self.signed)
         return linears.integer_linear(build, quantized, stored, weight, bias, name)
 
     def _quantize(
@@ -291,8 +299,17 @@ class _Writer:
         stored = self.build.weight(rotation.numpy().T, f"{name}.weight")
         return linears.float_linear(self.build, x, stored, None, name)
 
-    def _count(self, name: str, part: Part, grid: Grid | None, is_integer: bool, macs: int) -> None:
-        self.multiplications.append(Multiplication(name, part, grid, is_integer, macs))
+    def _count(
+        self,
+        name: str,
+        part: Part,
+        grid: Grid | None,
+        is_integer: bool,
+        macs: int,
+        blocks_share: bool = False,
+    ) -> None:
+        one = Multiplication(name, part, grid, is_integer, macs, blocks_share)
+        self.multiplications.append(one)
 
     def _tensor(self, name: str) -> NDArray[np.float32]:
         array: NDArray[np.float32] = self.checkpoint.tensors[name].numpy()

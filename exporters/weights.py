@@ -2,10 +2,11 @@
 
     one scale a row     [in, out],             scales [out]
     groups of g         [groups, 1, g, out],   scales [groups, 1, 1, out]; the last is filled up
+    blocks of g         [out, blocks, g bits], scales [out * blocks]; as MatMulNBits reads them
 
-4-bit integers are packed, two a byte. What stands between them and the product is constant, so the
-runtime does it once: 4 bits on disk, 8 (or a float) in memory (ONNXRUNTIME 14: the form that both
-1.19 and 1.31 take).
+4-bit integers are packed, two a byte. Blocks stay so in memory. In the other forms, what stands
+between them and the product is constant, so the runtime does it once: 4 bits on disk, 8 (or a
+float) in memory (ONNXRUNTIME 14: the form that both 1.19 and 1.31 take).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.errors import Unsupported
 from slmq_edge.exporters.graph import Builder
+from slmq_edge.exporters.limits import block_size
 from slmq_edge.exporters.roundings import ZERO_POINT
 from slmq_edge.packing import pack4
 
@@ -30,10 +32,10 @@ HALF_BYTE = 8
 
 @dataclass(frozen=True)
 class Stored:
-    """uint8 integers, and what stands for zero in them: [], or as the scales are laid out."""
+    """Integers, and what stands for zero in them, of their type: [], or laid out as scales are."""
 
     integers: ir.Value
-    zero: NDArray[np.uint8]
+    zero: NDArray[Any]
 
 
 def stack(weights: Sequence[IntegerWeight]) -> IntegerWeight:
@@ -47,32 +49,58 @@ def stack(weights: Sequence[IntegerWeight]) -> IntegerWeight:
     )
 
 
-def store(build: Builder, weight: IntegerWeight, name: str) -> Stored:
-    """The integers as a kernel multiplies them.
+def store(build: Builder, weight: IntegerWeight, name: str, signed: bool = False) -> Stored:
+    """The integers as a kernel multiplies them: uint8, or int8 of the same bytes on disk.
 
-    4-bit levels less their zero points still fit 8 bits: then all have one zero, 128.
+    4-bit levels less their zero points still fit 8 bits: then all have one zero, the middle.
 
     Raises:
         Unsupported: a zero point, or a level less its zero point, does not fit 8 bits.
     """
-    signed = laid_out(weight)
+    levels = laid_out(weight)
     if weight.grid.bits == 8:
-        stored = build.weight(unsigned(signed), f"{name}.weight")
+        stored = store8(build, levels, name, signed)
         if weight.zero is None:
-            return Stored(stored, np.array(ZERO_POINT, np.uint8))
-        return Stored(stored, _in_a_byte(_per_group(weight.zero, weight) + ZERO_POINT, name))
-    nibbles = _nibbles(build, signed, name)
+            return Stored(stored, middle(signed))
+        zeros = _in_a_byte(_per_group(weight.zero, weight) + ZERO_POINT, name)
+        return Stored(stored, _signed(zeros) if signed else zeros)
+    kind = ir.DataType.INT8 if signed else ir.DataType.UINT8
+    nibbles = _nibbles(build, levels, name)
     if weight.zero is None:
-        return Stored(nibbles, np.array(HALF_BYTE, np.uint8))
-    centred = signed.astype(np.int32) - _per_group(weight.zero, weight)
+        if signed:
+            nibbles = build.op("Cast", nibbles, name=f"{name}.weight", to=kind)
+        return Stored(nibbles, np.array(HALF_BYTE, middle(signed).dtype))
+    centred = levels.astype(np.int32) - _per_group(weight.zero, weight)
     _in_a_byte(centred + ZERO_POINT, name)
     # onnxruntime 1.19 has no 8-bit subtraction.
     wide = build.op("Cast", nibbles, name=f"{name}.weight_wide", to=ir.DataType.INT32)
-    shift = _per_group(weight.zero, weight) + (HALF_BYTE - ZERO_POINT)
-    zeros = _zeros(build, shift, ir.DataType.INT32, name)
-    moved = build.op("Sub", wide, zeros, name=f"{name}.weight_centred")
-    narrow = build.op("Cast", moved, name=f"{name}.weight", to=ir.DataType.UINT8)
-    return Stored(narrow, np.array(ZERO_POINT, np.uint8))
+    shift = _per_group(weight.zero, weight) + (HALF_BYTE - int(middle(signed)))
+    moved = build.op(
+        "Sub", wide, _zeros(build, shift, ir.DataType.INT32, name), name=f"{name}.weight_centred"
+    )
+    return Stored(build.op("Cast", moved, name=f"{name}.weight", to=kind), middle(signed))
+
+
+def middle(signed: bool) -> NDArray[Any]:
+    """What stands for zero in 8 bits."""
+    return np.array(0, np.int8) if signed else np.array(ZERO_POINT, np.uint8)
+
+
+def store8(build: Builder, levels: NDArray[np.int8], name: str, signed: bool) -> ir.Value:
+    """8-bit levels, on disk uint8 of zero point 128.
+
+    signed: the same bytes read as int8, and their top bits turned at load.
+    """
+    stored = unsigned(levels)
+    if not signed:
+        return build.weight(stored, f"{name}.weight")
+    top = build.constant(-ZERO_POINT, np.int8)
+    read = build.weight(stored.view(np.int8), f"{name}.weight")
+    return build.op("BitwiseXor", read, top, name=f"{name}.weight_turned")
+
+
+def _signed(points: NDArray[np.uint8]) -> NDArray[np.int8]:
+    return (points.astype(np.int16) - ZERO_POINT).astype(np.int8)
 
 
 def dequantize(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:
@@ -100,6 +128,58 @@ def dequantize(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:
         return value
     begin, end = (build.constant([at], np.int64) for at in (0, columns))
     return build.op("Slice", value, begin, end, name=f"{name}.weight")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """integers: uint8 [out, blocks, bytes]; scale: float32 [out * blocks]; zero: uint8 or ``None``.
+
+    Without zero points, the middle of the levels stands for zero.
+    """
+
+    size: int
+    integers: ir.Value
+    scale: ir.Value
+    zero: ir.Value | None
+
+
+def blocks(build: Builder, weight: IntegerWeight, name: str) -> Blocks:
+    """The integers in blocks; what fills up a row's last one stands for zero.
+
+    Raises:
+        Unsupported: a zero point is none of the grid's levels.
+    """
+    size, bits = block_size(weight.grid), weight.grid.bits
+    assert size is not None, "asked of what fits blocks"
+    rows, columns = weight.integers.shape
+    middle, count = 2 ** (bits - 1), -(-columns // size)
+    per_block = 1 if weight.grid.group else count
+    unsigned_levels = (weight.integers.numpy().astype(np.int16) + middle).astype(np.uint8)
+    filled = np.pad(
+        unsigned_levels, ((0, 0), (0, count * size - columns)), constant_values=middle
+    ).reshape(rows, count, size)
+    zero = None
+    if weight.zero is not None:
+        points = weight.zero.numpy().repeat(per_block, 1) + middle
+        if points.min() < 0 or points.max() >= 2**bits:
+            raise Unsupported(_far_from_zero(name, f"{bits} bits"))
+        zero = build.weight(_pairs(points.astype(np.uint8), bits), f"{name}.zeros")
+    scale = weight.scale.numpy().repeat(per_block, 1).reshape(-1)
+    return Blocks(
+        size,
+        build.weight(_pairs(filled, bits), f"{name}.weight"),
+        build.weight(scale, f"{name}.scale"),
+        zero,
+    )
+
+
+def _pairs(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """4-bit levels, two neighbours of the last dimension a byte; 8-bit ones as they are."""
+    if bits == 8:
+        return levels
+    ends = [(0, 0)] * (levels.ndim - 1) + [(0, levels.shape[-1] % 2)]
+    even = np.pad(levels, ends)
+    return (even[..., 0::2] | (even[..., 1::2] << 4)).astype(np.uint8)
 
 
 def laid_out(weight: IntegerWeight) -> NDArray[np.int8]:
@@ -152,9 +232,13 @@ def _zeros(build: Builder, zeros: NDArray[Any], to: ir.DataType, name: str) -> i
 
 def _in_a_byte(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if values.min() < 0 or values.max() > 255:
-        raise Unsupported(
-            f"target ort cannot multiply {name} by integers: a row of its weights lies so far from "
-            "zero that its zero point does not fit 8 bits; use a grid whose ranges hold zero, or "
-            "float activations (w4a16, w8a16)"
-        )
+        raise Unsupported(_far_from_zero(name, "8 bits"))
     return values.astype(np.uint8)
+
+
+def _far_from_zero(name: str, bits: str) -> str:
+    return (
+        f"target ort cannot multiply {name} by integers: a row of its weights lies so far from "
+        f"zero that its zero point does not fit {bits}; use a grid whose ranges hold zero, or "
+        "float activations (w4a16, w8a16)"
+    )

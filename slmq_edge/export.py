@@ -19,6 +19,8 @@ from slmq_edge.runner.manifest import (
     GRAPH,
     GRAPH_FOLDER,
     PROBE,
+    SIGNED_GRAPH,
+    SIGNED_PROBE,
 )
 
 if TYPE_CHECKING:
@@ -76,13 +78,17 @@ def export(
         model, lowering = onnx.write(checkpoint)
         graph.save(model, folder / GRAPH)
         if lowering.integer_gemm is not None:
-            batched = "batch" in lowering.integer_gemm
-            graph.save(probe.write_probe(batched), folder / PROBE)
+            graph.save(probe.write_probe(lowering.integer_gemm), folder / PROBE)
+            del model  # its weights are not needed twice
+            signed, _ = onnx.write(checkpoint, signed=True)
+            graph.save_beside(signed, folder / SIGNED_GRAPH, folder / GRAPH)
+            signed_probe = probe.write_probe(lowering.integer_gemm, signed=True)
+            graph.save(signed_probe, folder / SIGNED_PROBE)
         progress(0.3, "recording golden prompts")
         golden = goldens.record(checkpoint, goldens.tokenizer_for(checkpoint, folder))
         _write_arrays(folder / goldens.FILE, golden)
         progress(0.8, "checking the graph against its simulation")
-        verified = _verify(folder, golden)
+        verified = _verify(folder, golden, signed=lowering.integer_gemm is not None)
         manifest = _manifest(checkpoint, lowering, golden, verified, describe(folder))
         (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         progress(1.0, "checking the graph against its simulation")
@@ -96,26 +102,33 @@ def _write_arrays(file: Path, golden: Golden) -> None:
     np.savez_compressed(file, **arrays)
 
 
-def _verify(folder: Path, golden: Golden) -> dict[str, Any] | None:
-    """Run the golden check here; ``None`` where no onnxruntime is installed."""
+def _verify(folder: Path, golden: Golden, signed: bool) -> dict[str, Any] | None:
+    """Run the golden check here; ``None`` where no onnxruntime is installed.
+
+    signed: there is a signed graph too, which is checked where this CPU multiplies it exactly.
+    """
     from slmq_edge.runner import golden as check
-    from slmq_edge.runner import ort
+    from slmq_edge.runner import ort, probe
 
     try:
         runtime = ort.load_onnxruntime()
     except MissingExtra:
         return None
-    session = ort.Session(folder / GRAPH, threads=1, settings={})
+    graphs = [GRAPH]
+    if signed and probe.largest_error(folder / SIGNED_PROBE, 1, {}) == 0:
+        graphs.append(SIGNED_GRAPH)
     limits = check.Limits(*(golden.limits[name] for name in check.Limits._fields))
     try:
-        report: GoldenReport = check.check(session, golden.arrays, limits)
+        reports: list[GoldenReport] = [
+            check.check(ort.Session(folder / one, 1, {}), golden.arrays, limits) for one in graphs
+        ]
     except SlmqError as error:
         raise SlmqError(
             f"the exported graph does not compute what its simulation computes: {error} "
             "Nothing was written; this is a bug of ours or of onnxruntime "
             f"{runtime.__version__}, please report it."
         ) from error
-    return {"onnxruntime": runtime.__version__, **report._asdict()}
+    return {"onnxruntime": runtime.__version__, "graphs": graphs, **reports[0]._asdict()}
 
 
 def _manifest(
@@ -125,8 +138,9 @@ def _manifest(
     verified: dict[str, Any] | None,
     files: dict[str, dict[str, object]],
 ) -> dict[str, Any]:
-    from slmq_edge.exporters.onnx import MINIMUM_VERSION
+    from slmq_edge.exporters.limits import RUNTIMES, needed_runtime
 
+    runtime = needed_runtime(checkpoint.scheme)
     shape = checkpoint.anatomy
     return {
         "format": BUNDLE_FORMAT,
@@ -144,7 +158,8 @@ def _manifest(
         "lowering": lowering.as_json(),
         "runtime": {
             "kind": "ort",
-            "minimum_version": MINIMUM_VERSION,
+            "profile": runtime,
+            "minimum_version": RUNTIMES[runtime],
             "session_options": {},
         },
         "context_length": lowering.context_length,

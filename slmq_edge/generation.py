@@ -190,7 +190,7 @@ def stream(
         clock: seconds, monotonic.
     """
     started = clock()
-    logits, cache = session.prefill(prompt.reshape(1, -1), 1)
+    logits, cache = session.prefill(prompt.reshape(1, -1), 1, most)
     for left in reversed(range(most)):
         token = choose(logits[0, -1])
         yield Token(token, clock() - started)

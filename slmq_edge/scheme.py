@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from slmq_edge.anatomy import O
+from slmq_edge.anatomy import HEAD, O
 from slmq_edge.errors import Unsupported, UsageError, unknown
 
 Per = Literal["channel", "token", "tensor"]
@@ -92,7 +92,12 @@ class Scheme:
         return self.activations is not None and self.activations.per == "tensor"
 
     def input_grid(self, linear: str) -> Grid | None:
-        """The grid of a linear's input, by the linear's name."""
+        """The grid of a linear's input, by the linear's name.
+
+        The head's weights have one scale a row, and its input one a token, whatever blocks have.
+        """
+        if linear == HEAD:
+            return self.activations and dataclasses.replace(self.activations, group=None)
         return self.mixed if self.mixed is not None and linear.endswith(O) else self.activations
 
     def table(self, tied: bool) -> Grid | None:
@@ -119,6 +124,18 @@ TOKENS_8 = Grid(8, "token")
 GROUPS = (32, 64, 128)
 
 
+def _blocked(bits: int) -> dict[str, Scheme]:
+    """Weights and activations that share their groups of inputs."""
+    return {
+        f"w{bits}a8-b{group}": Scheme(
+            f"w{bits}a8-b{group}",
+            Grid(bits, "channel", group=group),
+            Grid(8, "token", group=group),
+        )
+        for group in GROUPS
+    }
+
+
 def _grouped(name: str, activations: Grid | None) -> dict[str, Scheme]:
     return {
         f"{name}-g{group}": Scheme(f"{name}-g{group}", Grid(4, "channel", group=group), activations)
@@ -130,6 +147,8 @@ SCHEMES: dict[str, Scheme] = {
     "w8a8": Scheme("w8a8", WEIGHTS_8, TOKENS_8),
     "w4a8": Scheme("w4a8", WEIGHTS_4, TOKENS_8),
     **_grouped("w4a8", TOKENS_8),
+    **_blocked(8),
+    **_blocked(4),
     "w8a16": Scheme("w8a16", WEIGHTS_8, None),
     "w4a16": Scheme("w4a16", WEIGHTS_4, None),
     **_grouped("w4a16", None),
@@ -223,6 +242,11 @@ def meaningless(word: str, words: Mapping[str, Any]) -> str | None:
         return f"scheme {base.name} keeps everything in float: leave {said} out"
     if base.activations is None and word in ("activations", "activation_scale"):
         return f"scheme {base.name} leaves activations in float: leave {said} out"
+    if base.activations is not None and base.activations.group is not None:
+        if word == "activation_scale" and str(value) == "tensor":
+            return f"scheme {base.name} has a scale for every group of a token: leave {said} out"
+        if word == "activations" and str(value) == "asymmetric":
+            return f"scheme {base.name} rounds activations symmetrically: leave {said} out"
     if word == "range" and words.get("activation_scale") != "tensor":
         return f"{said} is how static ranges are found: it needs --activation-scale tensor"
     return None

@@ -235,9 +235,17 @@ def test_eight_bits_do_not_and_that_is_one_line() -> None:
         weights.store(Builder(), one_sided(8, None), "linear")
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_the_probe_returns_the_exact_product(batched: bool) -> None:
-    model = probe.write_probe(batched)
+@pytest.mark.parametrize(
+    "gemm",
+    [
+        {"operator": linears.OPERATOR},
+        {"operator": linears.OPERATOR, "batch": "groups of inputs"},
+        {"operator": linears.BLOCK_OPERATOR, "bits": "4"},
+        {"operator": linears.BLOCK_OPERATOR, "bits": "8"},
+    ],
+)
+def test_the_probe_returns_the_exact_product(gemm: dict[str, str]) -> None:
+    model = probe.write_probe(gemm)
     for a in extreme_inputs((7, probe.DEPTH)):
         y, stored = run(model, a)
         assert np.array_equal(y, product_of_probe(a, stored))

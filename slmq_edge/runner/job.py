@@ -79,10 +79,12 @@ def check(job: Job, echo: Echo) -> None:
                 "pid": os.getpid(),
             }
         )
-        session = ort.open_bundle(job.bundle, bundle, job.workload.threads)
+        ort.check_runtime(ort.runtime_section(bundle).get("minimum_version"))
         exactness = probe.run(job.bundle, bundle, job.workload.threads)
         log.append({"event": "probe", "result": exactness and exactness._asdict()})
         probe.refuse_inexact(exactness, job.allow_inexact)
+        graph = probe.graph_to_run(exactness)
+        session = ort.open_bundle(job.bundle, bundle, job.workload.threads, graph)
         arrays = golden.load(golden.golden_file(job.bundle, bundle))
         report = golden.check(session, arrays, golden.limits(bundle))
         log.append({"event": "golden", "report": report._asdict()})
@@ -105,7 +107,7 @@ def measure_job(job: Job, echo: Echo) -> None:
     Raises:
         SlmqError: the journal does not say that this bundle has passed its check.
     """
-    require_check(job)
+    graph = require_check(job)
     bundle = manifest.read_bundle(job.bundle)
     prompt = golden.prompt_tokens(
         golden.golden_file(job.bundle, bundle), job.workload.prompt_tokens
@@ -116,7 +118,7 @@ def measure_job(job: Job, echo: Echo) -> None:
         memory = {"start": dict(profile.memory())}
         profile.reset_peak()
         started = time.perf_counter()
-        session = ort.open_bundle(job.bundle, bundle, job.workload.threads)
+        session = ort.open_bundle(job.bundle, bundle, job.workload.threads, graph)
         seconds = time.perf_counter() - started
         memory["load"] = dict(profile.memory())
         log.append(
@@ -132,8 +134,11 @@ def measure_job(job: Job, echo: Echo) -> None:
         log.append({"event": "end", "load_average": environment.load_average()})
 
 
-def require_check(job: Job) -> None:
-    """No speed without a check: in the journal, ``golden`` must follow the last ``begin``."""
+def require_check(job: Job) -> str:
+    """No speed without a check: in the journal, ``golden`` must follow the last ``begin``.
+
+    Returns which graph has passed it.
+    """
     events: list[dict[str, Any]] = journal.read(job.journal)
     begins = [index for index, event in enumerate(events) if event["event"] == "begin"]
     digest = manifest.sha256(job.bundle / manifest.BUNDLE_FILE)
@@ -144,3 +149,5 @@ def require_check(job: Job) -> None:
     )
     if not passed:
         raise SlmqError(f"{job.bundle} has not passed its golden check: nothing is measured")
+    probed = [event["result"] for event in events[begins[-1] :] if event["event"] == "probe"]
+    return str((probed[-1] or {}).get("graph", manifest.GRAPH)) if probed else manifest.GRAPH

@@ -21,10 +21,13 @@ from slmq_edge.errors import Damaged, NotFound, Unsupported
 BUNDLE_FILE = "bundle.json"
 BUNDLE_FORMAT = "slmq-edge-bundle"
 BUNDLE_VERSION = 1
-# A bundle's graph, its weights beside it, and the probe of its integer kernel.
+# A bundle's graph, its weights beside it, and the probe of its integer kernel; and both once more
+# for CPUs and runtimes that multiply signed weights exactly, and faster.
 GRAPH_FOLDER = "ort"
 GRAPH = f"{GRAPH_FOLDER}/model.onnx"
 PROBE = f"{GRAPH_FOLDER}/probe.onnx"
+SIGNED_GRAPH = f"{GRAPH_FOLDER}/signed.onnx"
+SIGNED_PROBE = f"{GRAPH_FOLDER}/signed_probe.onnx"
 
 BLOCK_BYTES = 1 << 20
 DIGEST = re.compile("[0-9a-f]{64}")

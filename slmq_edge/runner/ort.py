@@ -163,11 +163,13 @@ class Session:
         return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def open_bundle(folder: Path, bundle: Mapping[str, Any], threads: int) -> Session:
-    """Open ``ort/model.onnx`` of a verified bundle with the settings that it asks for."""
+def open_bundle(
+    folder: Path, bundle: Mapping[str, Any], threads: int, graph: str = GRAPH
+) -> Session:
+    """Open a graph of a verified bundle with the settings that it asks for."""
     runtime = runtime_section(bundle)
     check_runtime(runtime.get("minimum_version"))
-    return Session(folder / GRAPH, threads, session_settings(bundle))
+    return Session(folder / graph, threads, session_settings(bundle))
 
 
 def session_settings(bundle: Mapping[str, Any]) -> dict[str, str]:
@@ -227,6 +229,11 @@ def check_runtime(minimum: str | None, installed: Mapping[str, str] | None = Non
     ((name, version),) = found.items()
     if minimum is not None and _numbers(version) < _numbers(minimum):
         raise SlmqError(f"{name} {version} is too old for this bundle: it needs {minimum} or newer")
+
+
+def is_at_least(version: str) -> bool:
+    """Whether the onnxruntime here is of this version or newer."""
+    return _numbers(load_onnxruntime().__version__) >= _numbers(version)
 
 
 def distributions() -> dict[str, str]:

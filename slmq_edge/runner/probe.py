@@ -13,25 +13,27 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 
 from slmq_edge.errors import Damaged, SlmqError
-from slmq_edge.runner.manifest import PROBE
-from slmq_edge.runner.ort import open_session, session_settings
+from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE
+from slmq_edge.runner.ort import is_at_least, open_session, session_settings
 
 ZERO_POINT = {"uint8": 128, "int8": 0}
 TOKENS = (1, 7)  # decoding and prefill take different kernels
 SEED = 20
+# From here on, unsigned weights take twice the time of signed ones (measured, AVX512-VNNI).
+FAST_WHEN_SIGNED = "1.27"
 
 
 class ProbeReport(NamedTuple):
     operator: str
     exact: bool
     largest_error: int  # in units of the integer accumulator
+    graph: str = GRAPH  # which was probed, and is to be run
 
 
 def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | None:
-    """Multiply extreme integers as the bundle's graph does; None for a bundle of floats.
+    """Multiply extreme integers as the bundle's graphs do; None for a bundle of floats.
 
-    ``ort/probe.onnx`` multiplies its input ``a`` uint8 [M, K] by constant weights, as the graph
-    does (constants take the kernel's prepacked path), into ``y``; ``weights`` [K, N] returns them.
+    The signed graph is the one to run where this runtime is fast with it and its kernel exact.
     """
     lowering = bundle.get("lowering")
     gemm = lowering.get("integer_gemm") if isinstance(lowering, dict) else None
@@ -39,8 +41,26 @@ def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | 
         return None
     if not isinstance(gemm, dict) or gemm.get("weight") not in ZERO_POINT:
         raise Damaged(f"{folder}: lowering.integer_gemm is damaged: {gemm!r}")
-    graph = folder / PROBE
-    session = open_session(graph, threads, session_settings(bundle))
+    operator, settings = str(gemm.get("operator")), session_settings(bundle)
+    if SIGNED_GRAPH in bundle.get("files", {}) and is_at_least(FAST_WHEN_SIGNED):
+        error = largest_error(folder / SIGNED_PROBE, threads, settings)
+        if error == 0:
+            return ProbeReport(operator, True, 0, SIGNED_GRAPH)
+    error = largest_error(folder / PROBE, threads, settings)
+    return ProbeReport(operator, error == 0, error)
+
+
+def graph_to_run(report: ProbeReport | None) -> str:
+    return GRAPH if report is None else report.graph
+
+
+def largest_error(graph: Path, threads: int, settings: Mapping[str, str]) -> int:
+    """How far a probe's sums are from the exact ones, at most.
+
+    It multiplies its input ``a`` uint8 [M, K] by constant weights, as the graph does (constants
+    take the kernel's prepacked path), into ``y``; ``weights`` [K, N] returns them.
+    """
+    session = open_session(graph, threads, settings)
     inputs = {node.name: node.shape for node in session.get_inputs()}
     outputs = {node.name for node in session.get_outputs()}
     if set(inputs) != {"a"} or outputs != {"y", "weights"}:
@@ -54,7 +74,7 @@ def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | 
         expected = product(a, weights)
         difference = np.abs(result.astype(np.float64) - expected.astype(np.float64))
         largest = max(largest, int(np.ceil(difference.max())))
-    return ProbeReport(str(gemm.get("operator")), largest == 0, largest)
+    return largest
 
 
 def product(a: Any, b: Any) -> Any:
@@ -66,7 +86,7 @@ def product(a: Any, b: Any) -> Any:
 def activations(shape: tuple[int, int]) -> list[Any]:
     """Return uint8 matrices that saturate, with extreme weights, a kernel that can saturate."""
     generator = np.random.default_rng(SEED)
-    ends = np.array([0, 255], np.uint8)
+    ends = np.array([1, 255], np.uint8)  # -127 and 127: what a symmetric grid holds
     return [np.full(shape, end, np.uint8) for end in ends] + [generator.choice(ends, shape)]
 
 
