@@ -126,6 +126,7 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
     "demo-qwen2": demo("demo-qwen2"),
     "random Qwen2": random_qwen2,
     "random untied Llama": random_llama,
+    "random Qwen3": random_qwen3,
 }
 
 
