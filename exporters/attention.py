@@ -1,15 +1,17 @@
 """Attention with a KV cache in ONNX: fused where the kernel takes the head, standard otherwise.
 
 Where nothing stands between them, the fused kernel takes q, k and v as one, turns them by their
-positions itself, and writes keys and values into the buffers that it read them from. The online
-rotation R3 and the rounding of keys and values do stand between: then rotary embedding is a node of
-its own before them, so that the cache holds what the simulation attends to.
+positions itself, and writes keys and values into the buffers that it read them from. Norms of heads
+come before it turns them, and only part the three. The online rotation R3 and the rounding of keys
+and values do stand between: then rotary embedding is a node of its own before them, so that the
+cache holds what the simulation attends to.
 Inputs are [batch, new, width]; caches are [batch, kv_heads, length, head_dim].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,19 +69,22 @@ class Attention:
         self._sine = build.weight(sine.numpy(), "rotary.sine")
         self.fused = is_fused(shape)
         rotates = shape.head_dim % ROTARY_HEAD_MULTIPLE == 0
-        self._packed = rotates and rotation is None and kv is None
+        self._kernel_rotates = rotates and rotation is None and kv is None
         if self.fused:
             self._lengths = self._past_lengths(attention_mask)
         else:
             self._mask = self._causal_mask(attention_mask, position_ids)
 
-    def __call__(self, qkv: ir.Value, past: Cache, name: str) -> tuple[ir.Value, Cache]:
+    def __call__(
+        self, qkv: ir.Value, past: Cache, name: str, gains: Sequence[NDArray[np.float32]] = ()
+    ) -> tuple[ir.Value, Cache]:
         """Mix values [batch, new, heads * head_dim]; also the caches that hold the new tokens.
 
-        qkv: queries, keys and values side by side, [batch, new, width of all].
+        qkv: queries, keys and values side by side, [batch, new, width of all]. gains: [head_dim] of
+        the norms of q's and of k's heads, where there are such norms.
         """
-        if self._packed:
-            rotary = (self._cosine, self._sine)
+        rotary = (self._cosine, self._sine)
+        if self._kernel_rotates and not gains:
             return self._group_query_attention((qkv, None, None), past, name, rotary)
         widths = (self._shape.query_width, self._shape.kv_width, self._shape.kv_width)
         query, key, value = self._build.ops(
@@ -90,6 +95,11 @@ class Attention:
             outputs=[f"{name}.{one}" for one in ("query", "key", "value")],
             axis=-1,
         )
+        if gains:
+            query = self._norm(query, gains[0], f"{name}.q_norm")
+            key = self._norm(key, gains[1], f"{name}.k_norm")
+        if self._kernel_rotates:
+            return self._group_query_attention((query, key, value), past, name, rotary)
         query = self._rotate(query, f"{name}.query", self._shape.heads)
         key = self._rotate(key, f"{name}.key", self._shape.kv_heads)
         if self._kv is not None:
@@ -97,6 +107,21 @@ class Attention:
         if self.fused:
             return self._group_query_attention((query, key, value), past, name)
         return self._standard(query, key, value, past, name)
+
+    def _norm(self, x: ir.Value, gain: NDArray[np.float32], name: str) -> ir.Value:
+        """RMSNorm of every head of ``x`` [batch, new, heads * head_dim]."""
+        rows = self._build.constant([0, 0, -1, self._shape.head_dim], np.int64)
+        normed = self._build.op(
+            "SimplifiedLayerNormalization",
+            self._build.op("Reshape", x, rows, name=f"{name}.split"),
+            self._build.weight(gain, f"{name}.weight"),
+            name=f"{name}.normed_heads",
+            axis=-1,
+            epsilon=self._shape.norm_eps,
+            stash_type=1,
+        )
+        flat = self._build.constant([0, 0, -1], np.int64)
+        return self._build.op("Reshape", normed, flat, name=f"{name}.normed")
 
     def _rotate(self, x: ir.Value, name: str, heads: int) -> ir.Value:
         """By its position, and by R3 where the model has it."""

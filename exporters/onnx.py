@@ -106,8 +106,10 @@ class _Writer:
             self.inputs[f"past_key_values.{layer}.key"],
             self.inputs[f"past_key_values.{layer}.value"],
         )
+        norms = shape.blocks(layer, (names.Q_NORM, names.K_NORM)) if shape.qk_norm else ()
+        gains = [self._tensor(f"{norm}.weight") for norm in norms]
         name = shape.block(layer, "self_attn")
-        mixed, present = attention(qkv, past, name)
+        mixed, present = attention(qkv, past, name, gains)
         if self.checkpoint.online.keys:
             macs = (shape.heads + shape.kv_heads) * shape.head_dim**2
             self._count(f"{name}.spread", "rotation", None, False, macs)

@@ -6,6 +6,7 @@ Every method, the simulation and every exporter walk a model by these names:
     block:  x + o_proj(attention(q, k, v of input_layernorm(x)))
             x + down_proj(silu(gate) * up      of post_attention_layernorm(x))
 
+In some families every head of q and of k passes a norm before rotary embedding: q_norm, k_norm.
 Names are Hugging Face's. An unknown architecture is an error, never a guess.
 """
 
@@ -32,6 +33,7 @@ O = "self_attn.o_proj"  # noqa: E741  the field's name for it
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = "mlp.down_proj"
 LINEARS = (*QKV, O, *GATE_UP, DOWN)
+Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ FEEDS = (ATTENTION_FEED, MLP_FEED)
 
 @dataclass(frozen=True)
 class Family:
-    """How one ``model_type`` differs: which linears carry a bias.
+    """How one ``model_type`` differs: which linears carry a bias, whether heads are normalized.
 
-    always: linears with a bias whatever the config says; by_flag: config flag -> linears.
+    always: linears with a bias whatever the config says; by_flag: config flag -> linears. qk_norm:
+    an RMSNorm of every head of q and of k, before rotary embedding.
     """
 
     always: tuple[str, ...] = ()
     by_flag: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    qk_norm: bool = False
 
     def biased(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         flagged = [names for flag, names in self.by_flag.items() if config.get(flag, False)]
@@ -80,6 +84,7 @@ NOTHING_ONLINE = Online()
 FAMILIES: dict[str, Family] = {
     "llama": Family(by_flag={"attention_bias": (*QKV, O), "mlp_bias": (*GATE_UP, DOWN)}),
     "qwen2": Family(always=QKV),
+    "qwen3": Family(by_flag={"attention_bias": (*QKV, O)}, qk_norm=True),
 }
 
 
@@ -119,7 +124,11 @@ def _llama3(frequency: float, factor: float, low: float, high: float, context: f
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A family with its sizes: all that is needed to name and shape every tensor."""
+    """A family with its sizes: all that is needed to name and shape every tensor.
+
+    qk_norm: every head of q and of k passes an RMSNorm before rotary embedding; its gain [head_dim]
+    is one for all heads of a block. What was stored without it has none.
+    """
 
     family: str
     hidden: int
@@ -134,6 +143,7 @@ class Anatomy:
     max_positions: int
     tied: bool
     biased: tuple[str, ...]
+    qk_norm: bool = False
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Anatomy:
@@ -162,6 +172,7 @@ class Anatomy:
             max_positions=int(config.get("max_position_embeddings", 2048)),
             tied=bool(config.get("tie_word_embeddings", False)),
             biased=FAMILIES[kind].biased(config),
+            qk_norm=FAMILIES[kind].qk_norm,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -225,6 +236,8 @@ class Anatomy:
                 shapes[f"{full}.weight"] = self.shape(name)
                 if name in self.biased:
                     shapes[f"{full}.bias"] = (self.shape(name)[0],)
+            for name in (Q_NORM, K_NORM) if self.qk_norm else ():
+                shapes[f"{self.block(layer, name)}.weight"] = (self.head_dim,)
         shapes[f"{NORM}.weight"] = (self.hidden,)
         if not self.tied:
             shapes[f"{HEAD}.weight"] = (self.vocab, self.hidden)
@@ -272,7 +285,8 @@ def _rope(config: Mapping[str, Any]) -> Rope:
 def _refuse_unknown_features(config: Mapping[str, Any]) -> None:
     if config.get("hidden_act", "silu") != "silu":
         raise Unsupported(f"hidden_act {config['hidden_act']} is not known; known: silu")
-    if config.get("use_sliding_window", False):
+    other_layers = set(config.get("layer_types") or ()) - {"full_attention"}
+    if config.get("use_sliding_window", False) or other_layers:
         raise Unsupported("sliding-window attention is not supported; known: full attention")
     if float(config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise Unsupported("partial rotary embedding is not supported")

@@ -124,7 +124,7 @@ def attention_half(
     shape = model.anatomy
     normed = norm(model, stream, shape.block(layer, ATTENTION_FEED.norm))
     query, key, value = project(normed, shape.blocks(layer, QKV))
-    mixed = attention(model, query, key, value, rotary, operands)
+    mixed = attention(model, layer, query, key, value, rotary, operands)
     (out,) = project(mixed, shape.blocks(layer, (names.O,)))
     return stream + out
 
@@ -158,6 +158,7 @@ def rotary_table(
 
 def attention(
     model: Decoder,
+    layer: int,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -168,11 +169,14 @@ def attention(
     shape = model.anatomy
     batch, length, _ = query.shape
 
-    def heads(x: Tensor, count: int) -> Tensor:
-        return x.view(batch, length, count, shape.head_dim).transpose(1, 2)
+    def heads(x: Tensor, count: int, normed_by: str | None = None) -> Tensor:
+        split = x.view(batch, length, count, shape.head_dim)
+        if shape.qk_norm and normed_by is not None:
+            split = norm(model, split, shape.block(layer, normed_by))
+        return split.transpose(1, 2)
 
-    query = _turn(heads(query, shape.heads), rotary)
-    key = _turn(heads(key, shape.kv_heads), rotary)
+    query = _turn(heads(query, shape.heads, names.Q_NORM), rotary)
+    key = _turn(heads(key, shape.kv_heads, names.K_NORM), rotary)
     if model.online.keys:
         query, key = rotate_last(query), rotate_last(key)
     query, key, value = operands(query, key, heads(value, shape.kv_heads))
@@ -190,7 +194,7 @@ def _turn(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def norm(model: Decoder, x: Tensor, name: str) -> Tensor:
-    """RMSNorm of the stream, by the named norm's gain."""
+    """RMSNorm of the stream, or of heads, by the named norm's gain."""
     gain = model.weights[f"{name}.weight"]
     return functional.rms_norm(x, gain.shape, gain, model.anatomy.norm_eps)
 

@@ -133,7 +133,7 @@ def decoder_macs(
     head_dim: int,
     vocabulary: int,
 ) -> Macs:
-    """MACs per token of a gated decoder (Llama, Qwen2): one per weight of every linear.
+    """MACs per token of a gated decoder (Llama, Qwen2, Qwen3): one per weight of every linear.
 
     linears = layers (2 h n_q d + 2 h n_kv d + 3 h f)        q and o, k and v, gate up down
     head    = h V

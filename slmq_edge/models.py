@@ -27,6 +27,7 @@ WELL_KNOWN = (
     "HuggingFaceTB/SmolLM2-135M",
     "HuggingFaceTB/SmolLM2-360M",
     "Qwen/Qwen2.5-0.5B",
+    "Qwen/Qwen3-0.6B",
 )
 TOKENIZER_FILES = (
     "tokenizer.json",

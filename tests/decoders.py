@@ -1,4 +1,4 @@
-"""The models under test: two trained ones, two built-in ones, and two random ones of odd sizes."""
+"""The models under test: two trained ones, two built-in, and three random of odd sizes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from slmq_edge import builtin, models
-from slmq_edge.anatomy import Anatomy, Rope
+from slmq_edge.anatomy import QKV, Anatomy, O, Rope
 from slmq_edge.builtin import world
 from slmq_edge.calibration import Size, Text, cut
 from slmq_edge.checkpoint import Checkpoint, round_rest
@@ -38,6 +38,11 @@ def random_qwen2() -> Decoder:
 def random_llama() -> Decoder:
     """Untied, biases everywhere, a head of 12 that no fused kernel takes, an odd ffn."""
     return random_decoder(LLAMA, seed=2)
+
+
+def random_qwen3() -> Decoder:
+    """Heads that are normalized, and together wider than the stream; tied, no bias."""
+    return random_decoder(QWEN3, seed=4)
 
 
 QWEN2 = Anatomy(
@@ -80,6 +85,26 @@ LLAMA = Anatomy(
 )
 
 
+QWEN3 = Anatomy(
+    family="qwen3",
+    hidden=40,
+    ffn=96,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    vocab=VOCAB,
+    norm_eps=1e-6,
+    rope=Rope(1000000.0),
+    max_positions=128,
+    tied=True,
+    biased=(),
+    qk_norm=True,
+)
+# As the flag attention_bias makes it; heads of 12 that no fused kernel takes.
+QWEN3_BIASED = dataclasses.replace(QWEN3, head_dim=12, tied=False, biased=(*QKV, O))
+
+
 def random_decoder(shape: Anatomy, seed: int) -> Decoder:
     """Weights that keep the stream's size, gains with outliers, biases that are not small."""
     generator = torch.Generator().manual_seed(seed)
@@ -101,6 +126,7 @@ DECODERS: dict[str, Callable[[], Decoder]] = {
     "demo-qwen2": demo("demo-qwen2"),
     "random Qwen2": random_qwen2,
     "random untied Llama": random_llama,
+    "random Qwen3": random_qwen3,
 }
 
 
@@ -172,7 +198,7 @@ def write_folder(model: Decoder, folder: Path) -> Path:
     shape = model.anatomy
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[shape.family]],
+        "architectures": [f"{shape.family.capitalize()}ForCausalLM"],
         "model_type": shape.family,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.decoders import QWEN2, random_decoder, write_folder
+from slmq_edge import builtin, models
+from tests.decoders import QWEN2, QWEN3, random_decoder, write_folder
 
 # What a small export needs, so that a test takes seconds.
 SMALL = ("--windows", "8", "--length", "64", "--steps", "2", "--activations", "symmetric")
@@ -87,6 +90,26 @@ def test_a_checkpoint_is_exported_as_it_stands(bundles: Path) -> None:
     assert_one_line(slmq("export", "ckpt", "-o", "ckpt", "--force", cwd=bundles), 2, "is read")
     assert_one_line(slmq("quantize", "ckpt", "-o", "other", cwd=bundles), 2, "export it")
     assert_one_line(slmq("profile", "ckpt", cwd=bundles), 1, "is not a bundle")
+
+
+def test_a_folder_of_qwen3_goes_to_a_measured_bundle(tmp_path: Path) -> None:
+    """Norms of heads, and after them all that is online: R3, rounded keys and values, R4."""
+    words = builtin.folder("demo-qwen2")
+    vocab = models.read_anatomy(words).vocab
+    shape = dataclasses.replace(QWEN3, vocab=vocab, max_positions=512)
+    folder = write_folder(random_decoder(shape, seed=4), tmp_path / "tiny-qwen3")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(words / name, folder)
+    flags = ("--method", "spinquant", "--scheme", "w4a8", "--kv", 8, *SMALL)
+    done = slmq("export", "tiny-qwen3", *flags, "-o", "bundle", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(done.stdout)
+    assert manifest["anatomy"]["qk_norm"]
+    assert manifest["lowering"]["online_rotations"] == ["queries and keys", "input of down_proj"]
+    assert manifest["counts"]["parameters"] == shape.parameters
+    done = slmq("profile", "bundle", "-p", 16, "-n", 4, "-r", 1, "-o", "run.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run.json").read_text())["artifact"]["scheme_ran"] == "w4a8"
 
 
 def test_the_shortest_line_offline(tmp_path: Path) -> None:
@@ -166,12 +189,10 @@ def test_an_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "gemma3_text"}))
     done = slmq("export", "model", "-o", "bundle", cwd=tmp_path)
-    assert_one_line(done, 1, "gemma3_text", "known: llama, qwen2")
+    assert_one_line(done, 1, "gemma3_text", "known: llama, qwen2, qwen3")
 
 
 def test_a_damaged_bundle_is_refused_by_name(bundles: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(bundles / "bundle", tmp_path / "bundle")
     data = tmp_path / "bundle" / "ort" / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-1])

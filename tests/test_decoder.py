@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,35 @@ from slmq_edge import models
 from slmq_edge.anatomy import Anatomy, Rope
 from slmq_edge.decoder import Decoder, logits
 from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported
-from tests.decoders import DECODERS, LLAMA, QWEN2, random_decoder, tokens_for, write_folder
+from tests.decoders import (
+    DECODERS,
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    QWEN3_BIASED,
+    random_decoder,
+    tokens_for,
+    write_folder,
+)
 from tests.shared import shared
 
-CONFIGS = ("SmolLM-135M", "SmolLM-360M", "SmolLM2-135M", "SmolLM2-360M", "Qwen2.5-0.5B")
+CONFIGS = (
+    "SmolLM-135M",
+    "SmolLM-360M",
+    "SmolLM2-135M",
+    "SmolLM2-360M",
+    "Qwen2.5-0.5B",
+    "Qwen3-0.6B",
+)
+MODELS: dict[str, Callable[[], Decoder]] = {
+    **DECODERS,
+    "random biased Qwen3": lambda: random_decoder(QWEN3_BIASED, seed=5),
+}
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    model = DECODERS[name]()
+    model = MODELS[name]()
     folder = write_folder(model, tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     tokens = tokens_for(model, 2, 48)
@@ -43,7 +64,11 @@ def test_reading_gives_back_what_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_published_configs_are_understood(name: str) -> None:
     shape = models.read_anatomy(shared(f"configs/{name}"))
-    published = {"SmolLM-135M": 134_515_008, "Qwen2.5-0.5B": 494_032_768}
+    published = {
+        "SmolLM-135M": 134_515_008,
+        "Qwen2.5-0.5B": 494_032_768,
+        "Qwen3-0.6B": 596_049_920,
+    }
     assert shape.parameters == published.get(name, shape.parameters)
     assert shape.tied
 
@@ -54,15 +79,43 @@ def test_llama3_rotary_scaling_is_read() -> None:
     assert shape.head_dim == 64
 
 
-@pytest.mark.parametrize("name", ["Qwen3-0.6B", "gemma-3-270m"])
-def test_an_unknown_architecture_lists_the_known(name: str) -> None:
-    with pytest.raises(Unsupported, match=r"unknown architecture .*known: llama, qwen2"):
-        models.read_anatomy(shared(f"configs/{name}"))
+def test_norms_of_heads_are_read() -> None:
+    shape = models.read_anatomy(shared("configs/Qwen3-0.6B"))
+    assert shape.qk_norm
+    assert (shape.hidden, shape.query_width, shape.kv_width) == (1024, 2048, 1024)
+    assert shape.tensors()["model.layers.27.self_attn.k_norm.weight"] == (128,)
+    assert not models.read_anatomy(shared("configs/Qwen2.5-0.5B")).qk_norm
+
+
+def test_an_unknown_architecture_lists_the_known() -> None:
+    with pytest.raises(Unsupported, match=r"unknown architecture .*known: llama, qwen2, qwen3"):
+        models.read_anatomy(shared("configs/gemma-3-270m"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}],
+)
+def test_sliding_windows_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    folder = write_folder(random_decoder(QWEN3, seed=4), tmp_path / "tiny-qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    full = {"use_sliding_window": False, "layer_types": ["full_attention"] * 2}
+    (folder / "config.json").write_text(json.dumps(config | full))
+    assert models.read_anatomy(folder) == QWEN3
+    (folder / "config.json").write_text(json.dumps(config | full | change))
+    with pytest.raises(Unsupported, match="sliding-window attention"):
+        models.read_anatomy(folder)
 
 
 def test_anatomy_survives_json() -> None:
-    for shape in (LLAMA, QWEN2):
+    for shape in (LLAMA, QWEN2, QWEN3):
         assert Anatomy.from_json(json.loads(json.dumps(shape.as_json()))) == shape
+
+
+def test_an_anatomy_that_was_stored_before_heads_had_norms_has_none() -> None:
+    stored = QWEN2.as_json()
+    del stored["qk_norm"]
+    assert Anatomy.from_json(stored) == QWEN2
 
 
 def test_both_spellings_of_rotary_settings_agree() -> None:

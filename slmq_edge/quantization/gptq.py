@@ -177,7 +177,8 @@ class _Walk:
         mixed = self._allocate(self.model.anatomy.query_width)
         for part in batches(self.stream):
             query, key, value = self._project(normed(part), QKV)
-            mixed[part] = attention(self.model, query, key, value, rotary).to(mixed.device)
+            found = attention(self.model, self.layer, query, key, value, rotary)
+            mixed[part] = found.to(mixed.device)
 
     def activate(self) -> None:
         """Store what down_proj reads."""

@@ -11,7 +11,15 @@ block computes what it did (METHODS 2.3):
 down_proj has none. Query heads that share a KV head share its entries of s3 and s4. A scale of the
 keys commutes with rotary embedding only where both channels of a pair (i, i + head_dim / 2) have
 the same entry, so that s4 is held as [kv_heads, head_dim / 2]; the released code leaves them free,
-and so changes the model (METHODS 2.3, 2.8 B). The start is
+and so changes the model (METHODS 2.3, 2.8 B).
+
+Where every head of q and of k passes a norm (Qwen3), rows of W_q and W_k cannot take s4: it would
+change what the norm divides by. The norms' gains can, since behind them there is only rotary
+embedding; they are one for all heads of a block, and so is s4, held as [1, head_dim / 2]:
+
+    s4 [head_dim]    gamma_q / s4,              gamma_k diag(s4)
+
+The start is
 
     s = a^alpha / max_rows|W|^(1 - alpha)    of q_proj, up_proj, o_proj; a: absmax of its inputs
 
@@ -25,7 +33,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, Anatomy, Feed, K, O, Q, V
+from slmq_edge.anatomy import (
+    ATTENTION_FEED,
+    GATE_UP,
+    K_NORM,
+    MLP_FEED,
+    Q_NORM,
+    Anatomy,
+    Feed,
+    K,
+    O,
+    Q,
+    V,
+)
 
 SMALLEST = 1e-5
 # A scale that crosses zero would divide by nothing.
@@ -60,7 +80,8 @@ def initial_scales(
             x_absmax, w_absmax = (_shared(shape, t).amax(1).flatten() for t in (x_absmax, w_absmax))
         scales[name] = start(x_absmax, w_absmax, alpha)
     if attention:
-        scales["s4"] = torch.ones(shape.kv_heads, shape.head_dim // 2).to(scales["s1"])
+        shared_by_all = 1 if shape.qk_norm else shape.kv_heads
+        scales["s4"] = torch.ones(shared_by_all, shape.head_dim // 2).to(scales["s1"])
     return scales
 
 
@@ -106,8 +127,12 @@ def fold(
         change(O, "weight", _to_query_heads(shape, scales["s3"]))
     if "s4" in scales:
         both = torch.cat([scales["s4"], scales["s4"]], dim=-1).flatten()
-        change_rows(Q, 1 / _to_query_heads(shape, both))
-        change_rows(K, both)
+        if shape.qk_norm:
+            change(Q_NORM, "weight", 1 / both)
+            change(K_NORM, "weight", both)
+        else:
+            change_rows(Q, 1 / _to_query_heads(shape, both))
+            change_rows(K, both)
     return changed
 
 
