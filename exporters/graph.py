@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,23 +106,29 @@ def save(model: ir.Model, path: Path) -> None:
 def save_beside(model: ir.Model, path: Path, other: Path) -> None:
     """Write a graph whose weights are those of ``other``, saved before in the same folder.
 
-    Its initializers are read from the other's data file where they are the same bytes by the same
-    name, whatever their type; the few that are not lie in the graph itself.
+    Its initializers are read from the other's data file where the same bytes lie there, whatever
+    their type; the few that do not lie in the graph itself.
     """
-    shared = ir.load(other).graph.initializers
+    shared = {
+        _content(tensor): tensor
+        for value in ir.load(other).graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    }
     for name, value in model.graph.initializers.items():
-        found = shared[name].const_value if name in shared else None
         wanted = value.const_value
-        if wanted is None or not isinstance(found, ir.ExternalTensor):
-            continue
-        if found.shape == wanted.shape and found.tobytes() == wanted.tobytes():
+        found = None if wanted is None else shared.get(_content(wanted))
+        if wanted is not None and found is not None:
             value.const_value = ir.ExternalTensor(
                 found.location,
                 found.offset,
                 found.length,
                 wanted.dtype,
-                shape=found.shape,
+                shape=ir.Shape(wanted.shape.numpy()),
                 name=name,
                 base_dir=path.parent,
             )
     ir.save(model, path)
+
+
+def _content(tensor: ir.TensorProtocol) -> bytes:
+    return hashlib.blake2b(tensor.tobytes()).digest()

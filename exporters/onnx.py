@@ -145,7 +145,7 @@ class _Writer:
         table = self.checkpoint.integers.get(names.EMBED)
         if table is None:
             return self.build.weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
-        return weights.store8(self.build, table.integers.numpy(), "embed", self.signed)
+        return weights.store8(self.build, table.integers.numpy(), "embed", signed=False)
 
     def _scaled_rows(self, stored: ir.Value) -> ir.Value:
         """Rows of an 8-bit table, as floats."""
@@ -198,8 +198,15 @@ class _Writer:
         return linears.float_linear(build, rows, values, None, names.HEAD)
 
     def _table_turned(self) -> Stored:
-        """The 8-bit table as the weight of a head [hidden, vocab]."""
-        turned = self.build.op("Transpose", self._table, name="lm_head.weight", perm=[1, 0])
+        """The 8-bit table as the weight of a head [hidden, vocab].
+
+        Signed, it is read a second time: rows are looked up in the file, where they cost nothing.
+        """
+        table = self._table
+        if self.signed:
+            levels = self.checkpoint.integers[names.EMBED].integers.numpy()
+            table = weights.store8(self.build, levels, "lm_head.table", self.signed)
+        turned = self.build.op("Transpose", table, name="lm_head.weight", perm=[1, 0])
         return Stored(turned, weights.middle(self.signed))
 
     def _table_as_floats(self) -> ir.Value:
@@ -212,8 +219,6 @@ class _Writer:
     def _centred(self, stored: ir.Value, name: str) -> ir.Value:
         build = self.build
         floats = build.op("Cast", stored, name=f"{name}.cast", to=ir.DataType.FLOAT)
-        if self.signed:
-            return floats
         zero = build.constant(roundings.ZERO_POINT, np.float32)
         return build.op("Sub", floats, zero, name=f"{name}.integers")
 

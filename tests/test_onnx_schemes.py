@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -12,12 +13,15 @@ import pytest
 from slmq_edge.anatomy import DOWN, Online
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.decoder import Decoder, logits
-from slmq_edge.errors import Unsupported
+from slmq_edge.errors import Unsupported, UsageError
 from slmq_edge.export import check_scheme
-from slmq_edge.exporters import graph, onnx
+from slmq_edge.exporters import graph, onnx, probe
+from slmq_edge.exporters.limits import check, needed_runtime
 from slmq_edge.golden import KL_LIMIT, kl_divergence, measure_noise
 from slmq_edge.quantization import Prepared, Task
 from slmq_edge.quantization.hadamard import factors, rotate_last
+from slmq_edge.runner.ort import Session
+from slmq_edge.runner.probe import largest_error
 from slmq_edge.scheme import SCHEMES, TOKENS_8, WEIGHTS_4, WEIGHTS_8, Grid, Scheme
 from slmq_edge.simulation import Simulation
 from tests.artifacts import artifact_logits, artifact_logits_with_past, assert_close, session
@@ -59,6 +63,15 @@ FORMS: dict[str, Scheme] = {
     "w4a8-g32 asymmetric": replace(
         GROUPED, weights=asymmetric(GROUPED.weights), activations=ASYMMETRIC_TOKENS
     ),
+    "w4a8-b32": replace(SCHEMES["w4a8-b32"], head=WEIGHTS_8),
+    "w4a8-b64 asymmetric": replace(
+        SCHEMES["w4a8-b64"], weights=asymmetric(SCHEMES["w4a8-b64"].weights)
+    ),
+    "w8a8-b32": replace(SCHEMES["w8a8-b32"], head=WEIGHTS_8),
+    "w8a8-b128 asymmetric": replace(
+        SCHEMES["w8a8-b128"], weights=asymmetric(SCHEMES["w8a8-b128"].weights)
+    ),
+    "w4a16": SCHEMES["w4a16"],
     "w4a16-g32": SCHEMES["w4a16-g32"],
     "w4a16-g32 asymmetric": replace(
         SCHEMES["w4a16-g32"], weights=asymmetric(GROUPED.weights), head=WEIGHTS_8
@@ -70,8 +83,15 @@ FORMS: dict[str, Scheme] = {
 }
 RANDOM = ("random Qwen2", "random untied Llama")
 SOME = {
-    "stories260K": ("w4a8 asymmetric activations", "w4a8-g32 asymmetric", "w8a8 kv 8"),
-    "demo-qwen2": ("w8a8 asymmetric", "w8a8 static asymmetric", "w4a8-g32", "w4a16-g32"),
+    "stories260K": ("w4a8 asymmetric activations", "w4a8-g32 asymmetric", "w8a8 kv 8", "w4a8-b32"),
+    "demo-qwen2": (
+        "w8a8 asymmetric",
+        "w8a8 static asymmetric",
+        "w4a8-g32",
+        "w4a16-g32",
+        "w4a8-b64 asymmetric",
+        "w8a8-b32",
+    ),
     "random Qwen3": ("w8a8 asymmetric", "w8a8 static asymmetric", "w4a8-g32", "w8a8 kv 8"),
 }
 CASES = [
@@ -152,6 +172,14 @@ def test_a_rotation_left_out_is_seen(tmp_path: Path) -> None:
             (8, 8, 32),
         ),
         ("w8a8 int8 table", "w8a8", True, "per token, dynamic, symmetric", "float", (8, 32, 8)),
+        (
+            "w4a8-b32",
+            "w4a8-b32",
+            True,
+            "per token and block of 32, dynamic, symmetric",
+            "int8",
+            (4, 8, 32),
+        ),
         ("w4a16-g32", "w4a16-g32", False, "float32", "float", (4, 32, 32)),
         ("w8a16", "w8a16", False, "float32", "int8 stored, float multiplied", (8, 8, 32)),
     ],
@@ -169,7 +197,10 @@ def test_the_report_is_true(
     integer = linears + (all_macs if head == "int8" else 0)
     assert report.int8_gemm_share == (integer / (linears + all_macs) if share else 0.0)
     kinds = {node.op_type for node in model.graph}
-    assert ("MatMulIntegerToFloat" in kinds) == (report.integer_gemm is not None) == share
+    assert ("MatMulNBits" in kinds) == ("-b" in ran or ran.startswith("w4a16"))
+    assert (report.integer_gemm is not None) == share
+    if report.integer_gemm is not None:
+        assert report.integer_gemm["operator"] in kinds
     batched = report.integer_gemm is not None and "batch" in report.integer_gemm
     assert batched == ("-g" in ran and share)
     assert report.kv_cache == "float32"
@@ -191,7 +222,7 @@ def test_online_rotations_and_rounded_caches_are_in_the_report() -> None:
     assert report.int8_gemm_share == integer / (integer + shape.layers * turns)
 
 
-@pytest.mark.parametrize("form", ["w4a8-g32 asymmetric", "w4a16-g32 asymmetric"])
+@pytest.mark.parametrize("form", ["w4a8-g32 asymmetric", "w4a8 asymmetric"])
 def test_unpacking_is_done_at_load(form: str, tmp_path: Path) -> None:
     """What the runtime is left with has no operator on 4-bit weights."""
     model, _ = onnx.write(form_of(random_qwen2(), FORMS[form]))
@@ -218,7 +249,18 @@ def model_layers(model: ir.Model) -> int:
     [
         ({"query": KV_8}, "rounded queries.*leave them in float"),
         ({"mixed": Grid(8, "token", group=8)}, "o_proj's input.*one scale a token"),
-        ({"activations": Grid(8, "token", group=16)}, "one scale a token for all inputs"),
+        ({"activations": Grid(8, "token", group=16)}, "groups are not the weights'"),
+        (
+            {"weights": replace(WEIGHTS_8, group=5), "activations": Grid(8, "token", group=5)},
+            "a power of two",
+        ),
+        (
+            {
+                "weights": replace(WEIGHTS_8, group=32),
+                "activations": Grid(8, "token", symmetric=False, group=32),
+            },
+            "by blocks it rounds to 8 bits per token, symmetrically",
+        ),
         ({"activations": Grid(4, "token")}, "activations of int4.*8 bits"),
         (
             {"activations": Grid(8, "token", symmetric=False, zero=False)},
@@ -242,6 +284,48 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(
 @pytest.mark.parametrize("form", [*SCHEMES.values(), *FORMS.values()])
 def test_what_can_be_expressed_is_not_refused(form: Scheme) -> None:
     check_scheme(form)
+
+
+def test_eight_bit_blocks_are_not_portable() -> None:
+    for name in ("w8a8", "w4a8-b32", "w4a16-g32"):
+        check(SCHEMES[name], "portable")
+        assert needed_runtime(SCHEMES[name]) == "portable"
+    check(SCHEMES["w8a8-b32"], "modern")
+    assert needed_runtime(SCHEMES["w8a8-b32"]) == "modern"
+    with pytest.raises(Unsupported, match=r"onnxruntime 1\.19 does not know.*--runtime portable"):
+        check(SCHEMES["w8a8-b32"], "portable")
+    with pytest.raises(UsageError, match="did you mean portable"):
+        check(SCHEMES["w8a8"], "portabel")
+
+
+SIGNED = ("w8a8 int8 table and head", "w8a8 asymmetric", "w4a8 asymmetric", "w4a8-g32", "w4a8-b32")
+
+
+@pytest.mark.parametrize("form", SIGNED)
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_signed_graph_computes_the_same_from_the_same_file(
+    name: str, form: str, tmp_path: Path
+) -> None:
+    checkpoint = form_of(DECODERS[name](), FORMS[form])
+    running = session(onnx.write(checkpoint)[0], tmp_path)
+    before = (tmp_path / "model.onnx.data").read_bytes()
+    model, _ = onnx.write(checkpoint, signed=True)
+    graph.save_beside(model, tmp_path / "signed.onnx", tmp_path / "model.onnx")
+    integers = sum(weight.integers.numel() for weight in checkpoint.integers.values())
+    assert (tmp_path / "model.onnx.data").read_bytes() == before
+    assert (tmp_path / "signed.onnx").stat().st_size < max(60_000, integers // 4)
+    if largest_error(_signed_probe(tmp_path), 1, {}) != 0:
+        pytest.skip("signed weights saturate on this CPU")
+    tokens = text_for(name, batch=4, length=48).numpy()
+    signed = Session(tmp_path / "signed.onnx", 1, {})
+    ours, theirs = signed.prefill(tokens)[0], running.prefill(tokens)[0]
+    assert np.array_equal(ours, theirs)
+
+
+def _signed_probe(folder: Path) -> Path:
+    model = probe.write_probe({"operator": "MatMulIntegerToFloat"}, signed=True)
+    graph.save(model, folder / "signed_probe.onnx")
+    return folder / "signed_probe.onnx"
 
 
 def test_export_refuses_before_it_quantizes(

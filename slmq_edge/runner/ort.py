@@ -10,6 +10,7 @@ where the graph's metadata says that it may, it writes new positions into the bu
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.metadata
 import re
 from pathlib import Path
@@ -51,12 +52,16 @@ class Session:
     def __init__(self, graph: Path, threads: int, settings: Mapping[str, str]) -> None:
         self._runtime = load_onnxruntime()
         self._session = open_session(graph, threads, settings)
+        return_memory()  # what was folded at load
         self._outputs = [node.name for node in self._session.get_outputs()]
         inputs = self._session.get_inputs()
         self._inputs = {node.name for node in inputs}
         self._past = {n.name: n for n in inputs if n.name.startswith("past_key_values.")}
         overridable = {node.name for node in self._session.get_overridable_initializers()}
         self._keeps = KEEP in overridable
+        # A prompt's activations are many times a step's: their memory is given back behind it.
+        self._shrinking = self._runtime.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         about = self._session.get_modelmeta().custom_metadata_map
         self._in_place = about.get(KV_CACHE) == IN_PLACE
         if "input_ids" not in self._inputs or not self._past or "logits" not in self._outputs:
@@ -86,7 +91,10 @@ class Session:
         """
         batch, length = tokens.shape
         held = length + room if self._in_place else 0
-        return self._run(tokens, self._cache(self._buffers(batch, held), 0, held), keep)
+        empty = self._cache(self._buffers(batch, held), 0, held)
+        found = self._run(tokens, empty, keep, self._shrinking)
+        return_memory()
+        return found
 
     def step(self, tokens: Any, cache: Cache) -> tuple[Any, Cache]:
         """Run one more token: int64 [batch, 1] -> float32 [batch, 1, vocab] and the new cache.
@@ -100,14 +108,16 @@ class Session:
             cache = self._roomier(cache, tokens.shape[0])
         return self._run(tokens, cache, 1)
 
-    def _run(self, tokens: Any, cache: Cache, keep: int | None) -> tuple[Any, Cache]:
+    def _run(
+        self, tokens: Any, cache: Cache, keep: int | None, options: Any = None
+    ) -> tuple[Any, Cache]:
         length = cache.length + tokens.shape[1]
         binding = cache.binding
         feeds = {n: self._value(a) for n, a in self._feeds(tokens, cache.length, keep).items()}
         for name, value in feeds.items():  # the binding holds their memory no longer than we do
             binding.bind_ortvalue_input(name, value)
         binding.bind_output("logits")  # memory of its own: what it was bound to is the caller's
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         results = binding.get_outputs()
         logits = results[0].numpy().astype(np.float32, copy=False)
         if keep is not None:
@@ -201,6 +211,12 @@ def open_session(graph: Path, threads: int, settings: Mapping[str, str]) -> Any:
     except Exception as error:  # onnxruntime's own classes share no public base
         reason = " ".join(str(error).split())
         raise SlmqError(f"onnxruntime {runtime.__version__} refuses {graph}: {reason}") from error
+
+
+def return_memory() -> None:
+    """Give back to the system what malloc keeps of freed memory, where it can be asked to."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc
 
 
 def load_onnxruntime() -> Any:
