@@ -68,6 +68,7 @@ def test_a_worker_answers_until_its_input_ends() -> None:
         assert load["seconds"] >= 0
         found = worker.ask("repeat", tokens=[5, 5, 5], depth=0, new=2)
         assert found["tokens"] == [3, 4, 5]
+        assert worker.ask("logits", tokens=[5, 5]) == {"logits": [2.0]}
         memory = worker.ask("memory")
         assert memory["VmHWM"] >= memory["VmRSS"] >= memory["RssAnon"] > 1e6
     assert worker.returncode == 0
@@ -135,8 +136,7 @@ def test_rounds_measure_a_bundle_and_keep_who_fails(bundle: Path, tmp_path: Path
     assert row["memory"]["steady"]["VmRSS"] > row["memory"]["imported"]["VmRSS"]
     session = ort.open_bundle(bundle, manifest.read_bundle(bundle), 1)
     logits, _ = session.prefill(np.array([rounds.tokens(24, 512)[:8]]), 1)
-    assert row["memory"]["tokens"][0] == logits.argmax()
-    assert len(row["memory"]["tokens"]) == rounds.STEADY - PLAN.prompt + 1
+    assert row["memory"]["logits"] == logits[0, -1, ::2].tolist()
     assert len(lines) == 2 + PLAN.rounds
     document = {"environment": {"cpu_model": "a", "cores": 2, "cpu_flags": ["avx2"]}}
     document["environment"]["load_average"] = 0.1
@@ -280,19 +280,26 @@ def test_ratios_pair_what_ran_in_the_same_round() -> None:
     assert figures.ratio(one, None) is None
 
 
-def test_agreement_counts_until_tokens_part() -> None:
-    def row(label: str, tokens: list[int], bits: int = 32) -> dict[str, Any]:
-        return {"label": label, "bits": bits, "memory": {"tokens": tokens}}
+def test_distances_are_relative_to_the_first_float_row() -> None:
+    def row(label: str, bits: int, *logits: float) -> dict[str, Any]:
+        return {"label": label, "bits": bits, "memory": {"logits": logits}}
 
-    rows = [row("a", [1, 2, 3, 4]), row("b", [1, 2, 9, 4]), row("c", [0], 8), row("d", [1, 2, 3])]
-    rows.append({"label": "e", "bits": 32, "error": "no"})
-    assert figures.agreement(rows) == {"a": 4, "b": 2, "d": 3}
+    rows = [row("a", 8, 3.0, 3.0), row("b", 32, 3.0, 4.0), row("c", 32, 0.0, 8.0)]
+    rows.append({"label": "d", "bits": 32, "error": "no"})
+    assert figures.distances(rows) == {"a": 0.2, "b": 0.0, "c": 1.0}
+    assert figures.distances(rows[:1]) == {}
 
 
 def test_the_table() -> None:
     memory = {"VmHWM": 3e8, "VmRSS": 2e8, "RssAnon": 1e8, "RssFile": 1e8}
-    rest = {"shape": "S", "versions": {"onnxruntime": "1.31.1"}, "bits": 8, "bytes": 142e6}
-    rest["memory"] = {"imported": memory, "loaded": memory, "steady": memory, "tokens": [1]}
+    rest: dict[str, Any] = {
+        "shape": "S",
+        "versions": {"onnxruntime": "1.31.1"},
+        "bits": 8,
+        "bytes": 142e6,
+    }
+    rest["memory"] = {"imported": memory, "loaded": memory, "steady": memory}
+    rest["memory"]["logits"] = [1.0]
     load = {"threads": 1, "seconds": 0.25, "warm_up": {"whole_seconds": 0.5}}
     ours = {**rest, "label": "ours-w8a8 (onnxruntime 1.31.1)", "contestant": "ours-w8a8"}
     theirs = {**rest, "label": "llama.cpp-Q8_0", "contestant": "llama.cpp-Q8_0"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -65,24 +66,20 @@ def ratio(candidate: Rate | None, reference: Rate | None) -> Ratio | None:
     return Ratio(middle, min([*pairs, middle]), max([*pairs, middle]))
 
 
-def agreement(rows: Sequence[Row]) -> dict[str, int]:
-    """How many tokens each float contestant chooses as the first of them does, by label.
+def distances(rows: Sequence[Row]) -> dict[str, float]:
+    """How far each one's logits after the prompt are from the first float row's, by label.
 
-    They run the same weights on the same prompt: were one to compute something else, its speed
-    would say nothing. Near ties may part ways after many tokens.
+    Root mean square of the difference over that of the logits. Float contestants run the same
+    weights: were one to compute something else, its speed would say nothing. (Greedy tokens would
+    not tell: random weights repeat one token for ever, whatever attention does.)
     """
-    spoken = {
-        row["label"]: row["memory"]["tokens"]
-        for row in rows
-        if row["bits"] == 32 and "memory" in row
-    }
-    if not spoken:
+    said = {row["label"]: row["memory"]["logits"] for row in rows if "memory" in row}
+    floats = [row["label"] for row in rows if row["bits"] == 32 and row["label"] in said]
+    if not floats:
         return {}
-    first = next(iter(spoken.values()))
-    return {label: _common(first, chosen) for label, chosen in spoken.items()}
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = enumerate(zip(left, right, strict=False))
-    parted = (index for index, (one, other) in pairs if one != other)
-    return next(parted, min(len(left), len(right)))
+    base = said[floats[0]]
+    size = math.hypot(*base)
+    return {
+        label: math.hypot(*(one - other for one, other in zip(values, base, strict=True))) / size
+        for label, values in said.items()
+    }

@@ -68,11 +68,11 @@ def visit(
 def footprint(
     entry: Entry, path: Path, plan: Plan, threads: int, prompt: Sequence[int]
 ) -> dict[str, Any]:
-    """Memory of a process that loads and takes `STEADY` tokens, and what it says.
+    """Memory of a process that loads and takes `STEADY` tokens, and what it computes.
 
     Returns:
         ``imported``, ``loaded``, ``steady``: as `worker.memory`. ``system``. ``appends``.
-        ``tokens``: those chosen, from the prompt on.
+        ``logits``: after the prompt, as many as `worker.SHOWN`.
 
     Raises:
         Failed: the worker did.
@@ -81,14 +81,14 @@ def footprint(
     short = list(prompt[: min(plan.prompt, STEADY - 1)])
     with Process(entry.python) as worker:
         load = worker.ask("load", runtime=entry.contestant.runtime, **arguments)
-        said = worker.ask("repeat", tokens=short, depth=0, new=STEADY - len(short))
+        worker.ask("repeat", tokens=short, depth=0, new=STEADY - len(short))
         return {
             "imported": load["imported"],
             "loaded": load["loaded"],
             "steady": worker.ask("memory"),
             "system": load["system"],
             "appends": load["appends"],
-            "tokens": said["tokens"],
+            **worker.ask("logits", tokens=short),
         }
 
 

@@ -34,6 +34,9 @@ class Runtime(Protocol):
     def feed(self, tokens: Sequence[int]) -> None:
         """Run tokens after those seen so far."""
 
+    def logits(self) -> Any:
+        """Of the last position, before a token is chosen: float [vocab]."""
+
     def first(self) -> int:
         """The greedy next token after what was fed."""
 
@@ -60,8 +63,11 @@ class Ours:
         assert self._cache is None, "whole prompts only"
         self._logits, self._cache = self._session.prefill(np.array([tokens], np.int64), 1)
 
+    def logits(self) -> Any:
+        return self._logits[0, -1]
+
     def first(self) -> int:
-        return int(self._logits[0, -1].argmax())
+        return int(self.logits().argmax())
 
     def step(self, token: int) -> int:
         import numpy as np
@@ -105,11 +111,14 @@ class LlamaCpp:
             self._decode(tokens[start : start + BATCH])
         self._api.llama_synchronize(self._context)
 
-    def first(self) -> int:
+    def logits(self) -> Any:
         import numpy as np
 
-        logits = self._api.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(logits, (self._vocab,)).argmax())
+        found = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(found, (self._vocab,))
+
+    def first(self) -> int:
+        return int(self.logits().argmax())
 
     def step(self, token: int) -> int:
         self._decode([token])
@@ -136,6 +145,8 @@ class GenAI:
         options = {"intra_op_num_threads": threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         self._model = onnxruntime_genai.Model(config)
+        description = json.loads((path / "genai_config.json").read_text("utf-8"))
+        self._vocab = int(description["model"]["vocab_size"])
         self._context = context
 
     def reset(self) -> None:
@@ -150,6 +161,9 @@ class GenAI:
         import numpy as np
 
         self._generator.append_tokens(np.array([tokens], np.int32))
+
+    def logits(self) -> Any:
+        return self._generator.get_logits().reshape(-1, self._vocab)[-1]
 
     def first(self) -> int:
         self._generator.generate_next_token()
@@ -191,8 +205,11 @@ class Optimum:
         )
         self._logits, self._cache, self._length = output.logits, output.past_key_values, length
 
+    def logits(self) -> Any:
+        return self._logits[0, -1].numpy()
+
     def first(self) -> int:
-        return int(self._logits[0, -1].argmax())
+        return int(self.logits().argmax())
 
     def step(self, token: int) -> int:
         self.feed([token])

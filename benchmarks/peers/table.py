@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.peers.contestants import CONTESTANTS, REFERENCES
-from benchmarks.peers.figures import Rate, Ratio, Row, agreement, rate, ratio
+from benchmarks.peers.figures import Rate, Ratio, Row, distances, rate, ratio
 from slmq_edge.reports.format import UNKNOWN, bytes_text, seconds_text
 
 DASH = "-"
@@ -23,7 +23,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         deeper = [depth for depth in plan["depths"] if depth]
         parts += [_depth(rows, plan, threads) for threads in plan["threads"] if deeper]
         parts.append(_memory(rows, plan))
-        parts += _agreed(rows)
+        parts += _distances(rows)
     parts.append(_notes(document))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -105,13 +105,17 @@ def _where(document: Mapping[str, Any]) -> str:
     )
 
 
-def _agreed(rows: Sequence[Row]) -> list[str]:
-    found = agreement(rows)
+def _distances(rows: Sequence[Row]) -> list[str]:
+    """That all compute one thing, as far as their precision goes."""
+    found = distances(rows)
     if len(found) < 2:
         return []
-    first, *others = found
-    told = ", ".join(f"{label} {found[label]}" for label in others)
-    return [f"Greedy tokens in common with {first}, of {found[first]}: {told}."]
+    base = next(label for label, distance in found.items() if distance == 0)
+    told = ", ".join(f"{label} {100 * far:.2g} %" for label, far in found.items() if label != base)
+    return [
+        f"Logits after the prompt, relative distance from {base} (random weights: a check of what "
+        f"is computed, no measure of quality): {told}."
+    ]
 
 
 def _notes(document: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     {"do": "load", "runtime": "ours", "path": "...", "threads": 1, "context": 1024}
     {"do": "repeat", "tokens": [...], "depth": 0, "new": 64}
+    {"do": "logits", "tokens": [...]}
     {"do": "memory"}
 
 An answer is ``{"result": {...}}`` or ``{"error": "..."}``. End of input ends the process.
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 
 from benchmarks.peers.runtimes import IMPORTS, RUNTIMES, Runtime
 
+SHOWN = 512
 KINDS = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
 
 
@@ -34,6 +36,7 @@ class Worker:
         verbs: dict[str, Callable[..., dict[str, Any]]] = {
             "load": self._load,
             "repeat": self._repeat,
+            "logits": self._logits,
             "memory": memory,
         }
         arguments = {name: value for name, value in request.items() if name != "do"}
@@ -60,6 +63,14 @@ class Worker:
     def _repeat(self, tokens: Sequence[int], depth: int, new: int) -> dict[str, Any]:
         assert self._loaded is not None, "load comes first"
         return repetition(self._loaded, tokens, depth, new)
+
+    def _logits(self, tokens: Sequence[int]) -> dict[str, Any]:
+        """What follows a prompt: `SHOWN` logits, spread over the vocabulary."""
+        assert self._loaded is not None, "load comes first"
+        self._loaded.reset()
+        self._loaded.feed(tokens)
+        found = self._loaded.logits()
+        return {"logits": [float(value) for value in found[:: max(1, len(found) // SHOWN)]]}
 
 
 def repetition(
