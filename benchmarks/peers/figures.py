@@ -66,6 +66,19 @@ def ratio(candidate: Rate | None, reference: Rate | None) -> Ratio | None:
     return Ratio(middle, min([*pairs, middle]), max([*pairs, middle]))
 
 
+def shares(rows: Sequence[Row]) -> list[float]:
+    """Of every repetition with one thread: the share of its time that it had a CPU.
+
+    Well below 1, something else ran on the machine, and the figures are not to be trusted.
+    """
+    return sorted(
+        sample["cpu_seconds"] / (sample["whole_seconds"] + sample["decode_seconds"])
+        for row in rows
+        for sample in row.get("samples", ())
+        if sample["threads"] == 1
+    )
+
+
 def distances(rows: Sequence[Row]) -> dict[str, float]:
     """How far each one's logits after the prompt are from the first float row's, by label.
 

@@ -7,10 +7,11 @@ from statistics import median
 from typing import Any
 
 from benchmarks.peers.contestants import CONTESTANTS, REFERENCES
-from benchmarks.peers.figures import Rate, Ratio, Row, distances, rate, ratio
+from benchmarks.peers.figures import Rate, Ratio, Row, distances, rate, ratio, shares
 from slmq_edge.reports.format import UNKNOWN, bytes_text, seconds_text
 
 DASH = "-"
+QUIET = 0.97  # of one thread's time on a CPU, in the median; below, something else ran beside
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -102,7 +103,19 @@ def _where(document: Mapping[str, Any]) -> str:
         f"{found['cpu_model']}, {found['cores']} cores ({flags}); {plan['rounds']} rounds of "
         f"{plan['repetitions']} repetitions, contestants in turn; {plan['new']} tokens decoded, "
         f"random weights, batch 1, greedy; load average at the start {found['load_average']}."
+        + _quiet(document["rows"])
     )
+
+
+def _quiet(rows: Sequence[Row]) -> str:
+    """Whether the machine was theirs alone."""
+    found = shares(rows)
+    if not found:
+        return ""
+    told = f" With one thread they had a CPU for {100 * median(found):.0f} % of the time"
+    told += f" ({100 * found[0]:.0f} % at the least)"
+    busy = "; **the machine was busy: not figures to quote**"
+    return f"{told}{'' if median(found) > QUIET else busy}."
 
 
 def _distances(rows: Sequence[Row]) -> list[str]:

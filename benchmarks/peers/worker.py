@@ -90,10 +90,11 @@ def repetition(
         clock: seconds, monotonic.
 
     Returns:
-        whole_seconds, appended_seconds (``None``: cannot be had), decode_seconds, and the
-        new + 1 tokens chosen.
+        whole_seconds, appended_seconds (``None``: cannot be had), decode_seconds, the seconds of
+        all threads' work on a CPU, and the new + 1 tokens chosen.
     """
     runtime.reset()
+    worked = time.process_time()
     started = middle = clock()
     if depth and runtime.appends:
         runtime.feed(tokens[:depth])
@@ -109,6 +110,7 @@ def repetition(
         "whole_seconds": known - started,
         "appended_seconds": known - middle if runtime.appends or not depth else None,
         "decode_seconds": clock() - known,
+        "cpu_seconds": time.process_time() - worked,
         "tokens": chosen,
     }
 
