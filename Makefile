@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
 
-.PHONY: help setup demo test check test-slow bench quality bench-quantize
+.PHONY: help setup demo test check test-slow bench quality bench-quantize bench-peers
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,3 +46,14 @@ quality: setup ## what each method keeps of three models, three seeds: more than
 
 bench-quantize: setup ## what quantizing costs at SmolLM-135M's and Qwen2.5-0.5B's shapes: hours on a CPU
 	$(BIN)/python -m benchmarks.quantize
+
+bench-peers: setup .venv-peers/.ready ## ours against llama.cpp, onnxruntime-genai and optimum: hours on a CPU
+	@mkdir -p peers-out
+	$(BIN)/python -m benchmarks.peers --ours-python $(BIN)/python --ours-python .venv-peers/bin/python --work peers-out -o peers-out/peers.json --markdown peers-out/peers.md
+
+# llama.cpp is compiled here, for this CPU: that needs a C++ compiler, and takes ten minutes.
+.venv-peers/.ready: benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
