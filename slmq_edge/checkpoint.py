@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,13 @@ class IntegerWeight:
         from slmq_edge.quantization.rounding import spread
 
         return self.centred.to(self.scale.dtype) * spread(self.scale, self.integers, self.grid)
+
+    def split(self, rows: int) -> Iterator[IntegerWeight]:
+        """Itself in pieces of at most so many rows."""
+        for start in range(0, len(self.integers), rows):
+            part = slice(start, start + rows)
+            zero = None if self.zero is None else self.zero[part]
+            yield IntegerWeight(self.integers[part], self.scale[part], zero, self.grid)
 
     @property
     def row_sums(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,11 @@ from slmq_edge.runner.manifest import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from slmq_edge.exporters.lowering import Lowering
-    from slmq_edge.golden import Golden
+    from slmq_edge.golden import Draft, Golden
     from slmq_edge.runner.golden import GoldenReport
     from slmq_edge.scheme import Scheme
 
@@ -77,15 +81,19 @@ def export(
         progress(0.0, "writing the graph")
         model, lowering = onnx.write(checkpoint)
         graph.save(model, folder / GRAPH)
+        del model
+        gc.collect()  # a graph is all cycles, and its weights are not needed twice
         if lowering.integer_gemm is not None:
             graph.save(probe.write_probe(lowering.integer_gemm), folder / PROBE)
-            del model  # its weights are not needed twice
             signed, _ = onnx.write(checkpoint, signed=True)
             graph.save_beside(signed, folder / SIGNED_GRAPH, folder / GRAPH)
             signed_probe = probe.write_probe(lowering.integer_gemm, signed=True)
             graph.save(signed_probe, folder / SIGNED_PROBE)
+            del signed, signed_probe
+            gc.collect()
         progress(0.3, "recording golden prompts")
-        golden = goldens.record(checkpoint, goldens.tokenizer_for(checkpoint, folder))
+        tokenizer = goldens.tokenizer_for(checkpoint, folder)
+        golden = goldens.record(checkpoint, tokenizer, lambda: _draft(folder / GRAPH))
         _write_arrays(folder / goldens.FILE, golden)
         progress(0.8, "checking the graph against its simulation")
         verified = _verify(folder, golden, signed=lowering.integer_gemm is not None)
@@ -102,6 +110,30 @@ def _write_arrays(file: Path, golden: Golden) -> None:
     np.savez_compressed(file, **arrays)
 
 
+def _draft(graph: Path) -> Draft | None:
+    """Greedy guesses by the graph itself; ``None`` where no onnxruntime is installed."""
+    import numpy as np
+
+    from slmq_edge.runner import ort
+
+    try:
+        session = ort.Session(graph, threads=1, settings={})
+    except MissingExtra:
+        return None
+
+    def guess(tokens: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        if count == 0:
+            return tokens[:0]
+        logits, cache = session.prefill(tokens[None], 1, count)
+        found = [int(logits[0, -1].argmax())]
+        while len(found) < count:
+            logits, cache = session.step(np.array([found[-1:]]), cache)
+            found.append(int(logits[0, -1].argmax()))
+        return np.array(found, np.int64)
+
+    return guess
+
+
 def _verify(folder: Path, golden: Golden, signed: bool) -> dict[str, Any] | None:
     """Run the golden check here; ``None`` where no onnxruntime is installed.
 
@@ -114,6 +146,7 @@ def _verify(folder: Path, golden: Golden, signed: bool) -> dict[str, Any] | None
         runtime = ort.load_onnxruntime()
     except MissingExtra:
         return None
+    ort.return_memory()  # what the simulation took
     graphs = [GRAPH]
     if signed and probe.largest_error(folder / SIGNED_PROBE, 1, {}) == 0:
         graphs.append(SIGNED_GRAPH)

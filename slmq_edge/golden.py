@@ -6,6 +6,7 @@ The layout of the arrays is documented where they are read, in ``slmq_edge.runne
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from slmq_edge import models
 from slmq_edge.builtin import world
 from slmq_edge.calibration import PROMPTS, Size, Text, cut
 from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.runner.ort import return_memory
 from slmq_edge.simulation import Simulation, token_log_probabilities
 
 FILE = "golden.npz"
@@ -29,6 +31,15 @@ PERPLEXITY_LIMIT = 1e-3
 NOISE_FACTOR = 4
 # The noise is taken over as many tokens as this many multiply-adds allow: seconds, on any model.
 NOISE_MACS = 1.5e10
+ROWS = 64  # positions whose logits, in float64, are held at a time
+# (tokens int64 [length], how many are wanted) -> guesses what follows, int64 [at most so many].
+Draft = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
+SCORED = {
+    "top_ids": np.int32,
+    "top_logprobs": np.float32,
+    "target_logprobs": np.float32,
+    "margins": np.float32,
+}
 MOST_NOISE_TOKENS = PROMPTS.windows * PROMPTS.length
 
 
@@ -67,8 +78,15 @@ class Golden:
     limits: dict[str, Any]
 
 
-def record(checkpoint: Checkpoint, tokenizer: Any | None) -> Golden:
+def record(
+    checkpoint: Checkpoint,
+    tokenizer: Any | None,
+    drafting: Callable[[], Draft | None] = lambda: None,
+) -> Golden:
     """Run the simulation on the golden prompts, and measure its own noise.
+
+    drafting: makes what guesses greedy continuations, which the simulation corrects: it decides
+    nothing but how long that takes, and is not held longer.
 
     The prompts are cut from the calibration text, which the model is expected to know; where there
     was none, from English sentences that the built-in world makes for evaluation; and without a
@@ -77,17 +95,13 @@ def record(checkpoint: Checkpoint, tokenizer: Any | None) -> Golden:
     length = min(PROMPTS.length, checkpoint.anatomy.max_positions // 2)
     windows = _windows(checkpoint, tokenizer, length)
     simulation = Simulation(checkpoint)
-    noise = measure_noise(checkpoint, simulation, windows)
     prompts = windows[:CHECKED]
-    out = simulation.logits(prompts)
-    greedy, greedy_margins = _greedy(simulation, prompts)
-    top = torch.log_softmax(out.double(), -1).topk(min(TOP, out.shape[-1]), dim=-1)
+    greedy, greedy_margins = _greedy(simulation, prompts, drafting())
+    return_memory()  # the draft's
+    noise = measure_noise(checkpoint, simulation, windows)
     arrays = {
         "tokens": prompts.numpy(),
-        "top_ids": top.indices.numpy().astype(np.int32),
-        "top_logprobs": top.values.numpy().astype(np.float32),
-        "target_logprobs": token_log_probabilities(out, prompts).numpy().astype(np.float32),
-        "margins": _margins(out).numpy().astype(np.float32),
+        **_scored(simulation, prompts),
         "greedy": greedy.numpy(),
         "greedy_margins": greedy_margins.numpy().astype(np.float32),
     }
@@ -110,14 +124,45 @@ def measure_noise(checkpoint: Checkpoint, simulation: Simulation, windows: Tenso
     largest, divergence, difference = 0.0, 0.0, 0.0
     for start in range(0, len(windows), CHECKED):
         window = windows[start : start + CHECKED]
-        reference = exact.logits(window)
-        out = simulation.logits(window).double()
-        largest = max(largest, (out - reference).abs().max().item())
-        kl = kl_divergence(reference, out)[:, half - 1 :].mean().item()
-        ours, theirs = (token_log_probabilities(x, window) for x in (out, reference))
-        moved = (ours - theirs)[:, half - 1 :].mean().abs().item()
-        divergence, difference = max(divergence, kl), max(difference, moved)
+        kls, moves = [], []
+        for row, *hidden in zip(
+            window, exact.hidden(window), simulation.hidden(window), strict=True
+        ):
+            followers = torch.cat([row[1:], row[:1]])  # of the last position nothing is known
+            parts = (x.split(ROWS) for x in (*hidden, followers))
+            pieces = [
+                _distances(exact.head(reference), simulation.head(other).double(), targets)
+                for reference, other, targets in zip(*parts, strict=True)
+            ]
+            kl, moved, furthest = torch.cat(pieces, dim=1)
+            kls.append(kl[half - 1 :])
+            moves.append(moved[half - 1 : -1])
+            largest = max(largest, furthest.max().item())
+        divergence = max(divergence, torch.stack(kls).mean().item())
+        difference = max(difference, torch.stack(moves).mean().abs().item())
     return Noise(largest, divergence, difference, windows.numel())
+
+
+def _distances(reference: Tensor, other: Tensor, targets: Tensor) -> Tensor:
+    """Of logits float64 [length, vocab]: KL, change of log p(target), largest change of a logit."""
+    moved = [
+        torch.log_softmax(x, -1).gather(-1, targets[:, None])[:, 0] for x in (other, reference)
+    ]
+    furthest = (other - reference).abs().amax(-1)
+    return torch.stack([kl_divergence(reference, other), moved[0] - moved[1], furthest])
+
+
+def _scored(simulation: Simulation, prompts: Tensor) -> dict[str, NDArray[Any]]:
+    """What is compared at every position of the prompts, a prompt at a time."""
+    found: dict[str, list[Tensor]] = {name: [] for name in SCORED}
+    for prompt, hidden in zip(prompts, simulation.hidden(prompts), strict=True):
+        out = simulation.head(hidden)
+        top = torch.log_softmax(out.double(), -1).topk(min(TOP, out.shape[-1]), dim=-1)
+        found["top_ids"].append(top.indices)
+        found["top_logprobs"].append(top.values)
+        found["target_logprobs"].append(token_log_probabilities(out[None], prompt[None])[0])
+        found["margins"].append(_margins(out))
+    return {name: torch.stack(found[name]).numpy().astype(dtype) for name, dtype in SCORED.items()}
 
 
 def kl_divergence(reference: Tensor, other: Tensor) -> Tensor:
@@ -146,13 +191,31 @@ def _margins(out: Tensor) -> Tensor:
     return best - second
 
 
-def _greedy(simulation: Simulation, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    tokens, margins = prompts, []
-    for _ in range(GREEDY_TOKENS):
-        last = simulation.logits(tokens)[:, -1]
-        margins.append(_margins(last))
-        tokens = torch.cat([tokens, last.argmax(-1, keepdim=True)], dim=1)
-    return tokens[:, prompts.shape[1] :], torch.stack(margins, dim=1)
+def _greedy(simulation: Simulation, prompts: Tensor, draft: Draft | None) -> tuple[Tensor, Tensor]:
+    """The greedy continuation [prompts, GREEDY_TOKENS] of whole prompts, and its margins."""
+    found = [_continued(simulation, prompt, draft) for prompt in prompts]
+    tokens, margins = (torch.stack(part) for part in zip(*found, strict=True))
+    return tokens, margins
+
+
+def _continued(
+    simulation: Simulation, prompt: Tensor, draft: Draft | None
+) -> tuple[Tensor, Tensor]:
+    """One continuation: guessed ahead, and kept as far as the simulation chooses the same.
+
+    The first token that it chooses otherwise is kept too, so that every pass finds one at least.
+    """
+    chosen, margins = prompt[:0], torch.empty(0)
+    while (missing := GREEDY_TOKENS - len(chosen)) > 0:
+        known = torch.cat([prompt, chosen])
+        guess = known[:0] if draft is None else torch.from_numpy(draft(known.numpy(), missing - 1))
+        tokens = torch.cat([known, guess])
+        out = simulation.head(simulation.hidden(tokens[None])[0, len(known) - 1 :])
+        choice = out.argmax(-1)
+        right = 1 + int((choice[:-1] == guess).cumprod(0).sum())
+        chosen = torch.cat([chosen, choice[:right]])
+        margins = torch.cat([margins, _margins(out[:right])])
+    return chosen, margins
 
 
 def tokenizer_for(checkpoint: Checkpoint, folder: Any) -> Any | None:

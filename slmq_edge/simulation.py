@@ -10,13 +10,14 @@ input its integers are equal, and its logits differ by no more than float roundi
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slmq_edge import anatomy as names
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
-from slmq_edge.decoder import Decoder, logits
+from slmq_edge.decoder import Decoder, hidden_states
 from slmq_edge.quantization.rounding import (
     Rounded,
     Steps,
@@ -26,6 +27,9 @@ from slmq_edge.quantization.rounding import (
     to_levels,
 )
 from slmq_edge.scheme import Grid
+
+# Rows of a weight that are multiplied at a time: all but a vocabulary's.
+MOST_ROWS = 16384
 
 
 class Simulation:
@@ -37,20 +41,27 @@ class Simulation:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        tensors = dict(checkpoint.tensors)
         table = checkpoint.integers.get(names.EMBED)
-        if table is not None:
-            tensors[f"{names.EMBED}.weight"] = _at(table, dtype).dequantized
+        tables = {} if table is None else {f"{names.EMBED}.weight": _at(table, dtype)}
         self.checkpoint = checkpoint
-        model = Decoder(checkpoint.anatomy, tensors, checkpoint.online)
-        self.model = model.to(dtype, device)
+        read = _ReadAs(checkpoint.tensors, tables, dtype, device)
+        self.model = Decoder(checkpoint.anatomy, read, checkpoint.online)
         self._dtype, self._device = dtype, device
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [batch, length, vocab] of tokens int64 [batch, length]."""
+        return self.head(self.hidden(tokens))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads, [batch, length, hidden], of tokens int64 [batch, length]."""
         with torch.no_grad():
             operands = operands_of(self.checkpoint.scheme)
-            return logits(self.model, tokens.to(self._device), self.project, operands)
+            return hidden_states(self.model, tokens.to(self._device), self.project, operands)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocab] of what the head reads [..., hidden]: as many as memory allows."""
+        with torch.no_grad():
+            return self.project(hidden, (names.HEAD,))[0]
 
     def project(self, inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         """Quantize the shared input once, multiply integers, scale back."""
@@ -63,15 +74,20 @@ class Simulation:
         outputs = []
         for name, weight in zip(linears, weights, strict=True):
             assert weight is not None, "linears that share an input share a precision"
-            if x is None or grid is None:
-                out = inputs @ self._float(weight).mT
-            elif grid.group is not None:
-                out = x.values(grid) @ self._float(weight).mT
-            else:
-                out = self._multiply(x, weight)
+            pieces = (self._product(inputs, x, grid, piece) for piece in weight.split(MOST_ROWS))
+            out = torch.cat(list(pieces), dim=-1)
             bias = self.model.weights.get(f"{name}.bias")
             outputs.append(out if bias is None else out + bias)
         return tuple(outputs)
+
+    def _product(
+        self, inputs: Tensor, x: Rounded | None, grid: Grid | None, weight: IntegerWeight
+    ) -> Tensor:
+        if x is None or grid is None:
+            return inputs @ self._float(weight).mT
+        if grid.group is not None:
+            return x.values(grid) @ self._float(weight).mT
+        return self._multiply(x, weight)
 
     def _round(self, inputs: Tensor, grid: Grid, linear: str) -> Rounded:
         if grid.per == "token":
@@ -100,6 +116,31 @@ class Simulation:
 
     def _here(self, t: Tensor) -> Tensor:
         return t.to(self._device, self._dtype)
+
+
+class _ReadAs(dict[str, Tensor]):
+    """Tensors by name, each converted as it is read: no second model is held in memory.
+
+    tables: integer weights that are read as floats.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        tables: dict[str, IntegerWeight],
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__(tensors)
+        self._tables, self._dtype, self._device = tables, dtype, device
+
+    def __getitem__(self, name: str) -> Tensor:
+        table = self._tables.get(name)
+        found = super().__getitem__(name) if table is None else table.dequantized
+        return found.to(self._device, self._dtype)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return default if name not in self else self[name]  # noqa: SIM401  get is what this is
 
 
 def _at(weight: IntegerWeight, dtype: torch.dtype) -> IntegerWeight:

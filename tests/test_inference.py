@@ -82,7 +82,12 @@ def test_a_bundle_is_measured(bundle: Path, tmp_path: Path) -> None:
         steps = run.series["decode_step_seconds"].values[5 * index : 5 * index + 5]
         assert sum(steps) == pytest.approx(total)
     assert list(run.memory) == ["start", "load", "prefill", "decode"]
-    assert run.probe == {"operator": "MatMulInteger", "exact": True, "largest_error": 0}
+    assert run.probe == {
+        "operator": "MatMulInteger",
+        "exact": True,
+        "largest_error": 0,
+        "graph": "ort/model.onnx",
+    }
     assert run.golden["positions_compared"] == 20
     assert [path.name for path in output.parent.iterdir()] == ["run.json"]  # no journal left
 

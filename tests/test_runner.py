@@ -287,8 +287,8 @@ def test_an_inexact_kernel_is_caught(tmp_path: Path) -> None:
     report = probe.run(folder, manifest.read_bundle(folder), threads=1)
     assert report is not None
     assert not report.exact
-    assert report.largest_error == 128 * 64  # one unit of zero point, at an extreme, K times
-    with pytest.raises(SlmqError, match="off by up to 8192"):
+    assert report.largest_error == 127 * 64  # one unit of zero point, at an extreme, K times
+    with pytest.raises(SlmqError, match="off by up to 8128"):
         probe.refuse_inexact(report, allowed=False)
     probe.refuse_inexact(report, allowed=True)
 
