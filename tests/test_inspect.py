@@ -57,11 +57,12 @@ def test_a_bundle_tells_everything(made: Path) -> None:
     assert said["scheme"] == "w4a8 asked, w4a8 executed"
     assert said["integer GEMM"].startswith("100.0 %")
     assert said["bits on disk"] == "linears 4, lm_head 8, embedding 8"
-    assert said["runtime"].startswith("ort, onnxruntime 1.19 or later, context of 512 tokens")
+    assert said["runtime"].startswith("ort, portable, onnxruntime 1.19 or later, context of ")
     sha256 = found.manifest["calibration"]["sha256"]
     assert said["calibration"] == f"built-in world, 8 windows of 64 tokens, sha256 {sha256}"
     assert said["files"] == f"{len(found.manifest['files'])}, every sha256 verified"
     assert "mean KL" in said["golden check"]
+    assert said["of graphs"].startswith("ort/model.onnx")
     assert said["golden limits"].startswith("mean KL")
     text = terminal(found)
     assert "note: a remark" in text
@@ -107,8 +108,8 @@ def test_what_ran_is_told_beside_what_was_counted(made: Path) -> None:
     assert said is not None
     assert ", as counted" in said
     text = terminal(found)
-    assert "Prefill, by onnxruntime's record" in text
-    assert "Decode, by onnxruntime's record" in text
+    assert "Prefill of ort/" in text
+    assert "Decode of ort/" in text
     assert "CPUExecutionProvider" in text
     lowering = {**found.manifest["lowering"], "int8_gemm_share": 0.5}
     said = seen(replace(found, manifest={**found.manifest, "lowering": lowering}))

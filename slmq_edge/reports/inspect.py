@@ -63,7 +63,8 @@ def tables(found: Inspected) -> list[Table]:
     if found.rows:
         listed.append(("Linears", LINEARS, _linears(found.rows)))
     for name, step in found.ran.items():
-        title = f"{name.capitalize()}, by onnxruntime's record ({seconds_text(step.seconds)})"
+        took = seconds_text(step.seconds)
+        title = f"{name.capitalize()} of {step.graph}, by onnxruntime's record ({took})"
         listed.append((title, OPERATORS, _operators(step)))
     return listed
 
@@ -162,6 +163,7 @@ def _of_bundle(manifest: Mapping[str, Any]) -> dict[str, str | None]:
         "golden limits": f"mean KL {limits['kl_limit']:.1e} nats, "
         f"perplexity {share_text(limits['perplexity_limit'])}",
         "golden check": verified_text(manifest.get("verified")),
+        "of graphs": ", ".join((manifest.get("verified") or {}).get("graphs", ())),
     }
 
 
@@ -231,7 +233,12 @@ def _operators(step: Step) -> list[tuple[str, ...]]:
 
 def _ran(step: Step) -> dict[str, Any]:
     operators = [one._asdict() for one in step.operators]
-    return {"seconds": step.seconds, "integer_share": step.integer_share, "operators": operators}
+    return {
+        "graph": step.graph,
+        "seconds": step.seconds,
+        "integer_share": step.integer_share,
+        "operators": operators,
+    }
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

@@ -47,9 +47,10 @@ class Operator(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One run of the graph, its operators by falling time."""
+    """One run of a graph, its operators by falling time. graph: which of the bundle's."""
 
     operators: Sequence[Operator]
+    graph: str = ""
 
     @property
     def seconds(self) -> float:
@@ -93,7 +94,8 @@ def run(
     steps = steps_of(events, integer_operators(bundle))
     if len(steps) != 4:
         raise SlmqError(f"onnxruntime recorded {len(steps)} runs of the graph, not 4")
-    return dict(zip(("prefill", "decode"), steps[2:]))
+    found = [step._replace(graph=graph) for step in steps[2:]]
+    return dict(zip(("prefill", "decode"), found))
 
 
 def integer_operators(bundle: Mapping[str, Any]) -> Collection[str]:
