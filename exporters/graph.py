@@ -98,6 +98,12 @@ class Builder:
         )
 
 
+def tensor_bytes(model: ir.Model) -> dict[str, int]:
+    """Bytes of every constant and weight, by name."""
+    values = model.graph.initializers.items()
+    return {name: one.const_value.nbytes for name, one in values if one.const_value is not None}
+
+
 def save(model: ir.Model, path: Path) -> None:
     """Write the graph, its weights beside it in ``<name>.data``."""
     ir.save(model, path, external_data=f"{path.name}.data")

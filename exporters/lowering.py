@@ -5,29 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import Anatomy, Online
 from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.exporters import linears
+from slmq_edge.exporters import linears, rows
 from slmq_edge.exporters.attention import is_fused
 from slmq_edge.exporters.graph import IR_VERSION, OPSET
 from slmq_edge.exporters.limits import is_in_blocks
-from slmq_edge.scheme import Grid, Scheme
+from slmq_edge.exporters.rows import FLOAT_BITS, Multiplication, Row
+from slmq_edge.scheme import Grid
 
-FLOAT_BITS = 32
 LONGEST_ROTARY_TABLE = 32768
-
-Part = Literal["linear", "head", "rotation"]
+# Of the multiply-adds by the blocks' linears, what must run as a scheme says to be called by it.
+NAMED_SHARE = 0.95
 
 
 @dataclass(frozen=True)
 class Lowering:
     """What the graph does with what the scheme asked for.
 
-    scheme_ran: as schemes are named; ``mixed`` where the blocks' linears differ. int8_gemm_share:
-    of all multiply-adds by weights and rotations. weight_storage_bits: on disk.
+    scheme_ran: the scheme by which at least 95 % of the multiply-adds by the blocks' linears run,
+    as schemes are named; ``mixed`` where there is none, so that nothing is called w8a8 of which
+    more than a twentieth is something else. Rotations are no linears, and the head has a precision
+    of its own, ``lm_head``: both are rows of ``linears``, neither makes or breaks the name.
+    int8_gemm_share: of all multiply-adds by weights and rotations, the head's too.
+    weight_storage_bits: on disk. linears: a row for each matrix that is multiplied by.
     """
 
     scheme_ran: str
@@ -43,34 +47,10 @@ class Lowering:
     opset: int
     ir_version: int
     context_length: int
+    linears: tuple[Row, ...]
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True)
-class Multiplication:
-    """A matrix that the graph multiplies by: its grid (``None``: float), and how."""
-
-    name: str
-    part: Part
-    grid: Grid | None
-    is_integer: bool
-    macs_per_token: int
-    blocks_share: bool = False  # a scale, of weights and of their inputs
-
-    @property
-    def bits(self) -> int:
-        return FLOAT_BITS if self.grid is None else self.grid.bits
-
-    @property
-    def scheme(self) -> str:
-        """Its precision, named as schemes are."""
-        if self.grid is None:
-            return "fp32"
-        kind = "b" if self.blocks_share else "g"
-        group = "" if self.grid.group is None else f"-{kind}{self.grid.group}"
-        return f"w{self.bits}a{8 if self.is_integer else 16}{group}"
 
 
 def context_length(shape: Anatomy) -> int:
@@ -87,10 +67,10 @@ def lowering(multiplications: Sequence[Multiplication], checkpoint: Checkpoint) 
     total = sum(one.macs_per_token for one in multiplications)
     table = checkpoint.integers.get(names.EMBED)
     return Lowering(
-        scheme_ran=_one_or_mixed({one.scheme for one in blocks}),
+        scheme_ran=scheme_ran(blocks),
         int8_gemm_share=sum(one.macs_per_token for one in integer) / total,
-        weights=_one_or_mixed({_stored_as(one.grid) for one in blocks}),
-        activation_mode=_activation_mode(scheme if integer else None),
+        weights=_one_or_mixed({rows.words_of(one.grid) for one in blocks}),
+        activation_mode=rows.activation_mode(scheme.activations if integer else None, scheme),
         kv_cache=_kv_cache(scheme.kv),
         online_rotations=_online(checkpoint.online),
         attention="GroupQueryAttention" if is_fused(shape) else "standard operators",
@@ -104,25 +84,21 @@ def lowering(multiplications: Sequence[Multiplication], checkpoint: Checkpoint) 
         opset=OPSET,
         ir_version=IR_VERSION,
         context_length=context_length(shape),
+        linears=tuple(rows.row(one, scheme, shape.tied) for one in multiplications),
     )
+
+
+def scheme_ran(blocks: Sequence[Multiplication]) -> str:
+    """The scheme of at least ``NAMED_SHARE`` of the multiply-adds, or ``mixed``."""
+    macs: dict[str, int] = {}
+    for one in blocks:
+        macs[one.scheme] = macs.get(one.scheme, 0) + one.macs_per_token
+    name = max(macs, key=lambda scheme: macs[scheme])
+    return name if macs[name] >= NAMED_SHARE * sum(macs.values()) else "mixed"
 
 
 def _one_or_mixed(found: set[str]) -> str:
     return found.pop() if len(found) == 1 else "mixed"
-
-
-def _stored_as(grid: Grid | None) -> str:
-    return "float32" if grid is None else str(grid)
-
-
-def _activation_mode(scheme: Scheme | None) -> str:
-    if scheme is None or scheme.activations is None:
-        return "float32"
-    grid = scheme.activations
-    symmetry = "symmetric" if grid.symmetric else "asymmetric"
-    when = f"static by {scheme.range}" if grid.per == "tensor" else "dynamic"
-    shared = "" if grid.group is None else f" and block of {grid.group}"
-    return f"per {grid.per}{shared}, {when}, {symmetry}"
 
 
 def _kv_cache(grid: Grid | None) -> str:

@@ -18,8 +18,9 @@ from slmq_edge.exporters import linears, rotations, roundings, weights
 from slmq_edge.exporters.attention import Attention, Cache
 from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.exporters.limits import check, is_in_blocks
-from slmq_edge.exporters.lowering import Lowering, Multiplication, Part, context_length, lowering
+from slmq_edge.exporters.lowering import Lowering, context_length, lowering
 from slmq_edge.exporters.roundings import ByToken, Quantized
+from slmq_edge.exporters.rows import Multiplication, Part
 from slmq_edge.exporters.weights import Stored
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
@@ -247,7 +248,7 @@ class _Writer:
         weight = weights.stack(rounded)
         is_integer, macs = self._rounds_inputs, weight.integers.numel()
         in_blocks = is_in_blocks(self.checkpoint.scheme)
-        self._count(name, "linear", weight.grid, is_integer, macs, in_blocks and is_integer)
+        self._count(name, "linear", weight.grid, is_integer, macs, in_blocks)
         if in_blocks:
             accuracy = linears.INTEGER_INPUT if is_integer else linears.FLOAT_INPUT
             return linears.block_linear(build, x, weight, bias, name, accuracy)
@@ -313,9 +314,13 @@ class _Writer:
         grid: Grid | None,
         is_integer: bool,
         macs: int,
-        blocks_share: bool = False,
+        in_blocks: bool = False,
     ) -> None:
-        one = Multiplication(name, part, grid, is_integer, macs, blocks_share)
+        as_floats = "Gemm" if part == "head" and self.shape.tied else "MatMul"
+        operator = linears.OPERATOR if is_integer else as_floats
+        operator = linears.BLOCK_OPERATOR if in_blocks else operator
+        shared = in_blocks and is_integer
+        one = Multiplication(name, part, grid, is_integer, macs, operator, shared)
         self.multiplications.append(one)
 
     def _tensor(self, name: str) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ weights.safetensors   NAME.weight integers (int8 [out, in], or 4-bit packed uint
 checkpoint.json       format, version, anatomy, scheme, method and its settings, online rotations,
                       calibration, source, cost, notes, and the sha256 of every file
 recipe.toml           the same choices as words of the command line: --config makes it again
-tokenizer.json ...    as the source had them
+tokenizer.json ...    as the source had them, its licence texts too
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmq_edge import __version__
+from slmq_edge import __version__, licenses
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import NOTHING_ONLINE, Anatomy, Online
 from slmq_edge.errors import Damaged
@@ -253,8 +253,8 @@ def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tens
         tensors=tensors,
         extras={
             name: (folder / name).read_bytes()
-            for name in (CONFIG, RECIPE, *TOKENIZER_FILES)
-            if name in manifest["files"]
+            for name in manifest["files"]
+            if name in (CONFIG, RECIPE, *TOKENIZER_FILES) or licenses.is_text(name)
         },
         prompts=prompts,
         online=Online(**manifest["online"]),
@@ -273,9 +273,10 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def extras_of(folder: Path) -> dict[str, bytes]:
-    """The config and tokenizer files of a model folder."""
+    """The config, the tokenizer files and the licence texts of a model folder."""
     found = (folder / name for name in (CONFIG, *TOKENIZER_FILES))
-    return {file.name: file.read_bytes() for file in found if file.is_file()}
+    files = {file.name: file.read_bytes() for file in found if file.is_file()}
+    return files | licenses.texts(folder)
 
 
 def _stored(checkpoint: Checkpoint) -> Mapping[str, Tensor]:

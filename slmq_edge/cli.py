@@ -14,6 +14,7 @@ from slmq_edge import __version__
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.export import export
 from slmq_edge.commands.generate import generate
+from slmq_edge.commands.inspect import inspect
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
 from slmq_edge.commands.report import app as report
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("quantize")(quantize_command)
 app.command("export")(export)
 app.command("generate")(generate)
+app.command("inspect")(inspect)
 app.command("profile")(profile)
 app.command("compare")(compare)
 app.add_typer(report, name="report")

@@ -69,7 +69,9 @@ def export(
         SlmqError: the graph does not compute what the simulation computes; nothing is written.
     """
     from slmq_edge import golden as goldens
+    from slmq_edge import licenses, parts
     from slmq_edge.exporters import graph, onnx, probe
+    from slmq_edge.reports import card
 
     with new_folder(path, force) as folder:
         (folder / GRAPH_FOLDER).mkdir()
@@ -81,6 +83,7 @@ def export(
         progress(0.0, "writing the graph")
         model, lowering = onnx.write(checkpoint)
         graph.save(model, folder / GRAPH)
+        weights = parts.sizes(graph.tensor_bytes(model))
         del model
         gc.collect()  # a graph is all cycles, and its weights are not needed twice
         if lowering.integer_gemm is not None:
@@ -97,7 +100,10 @@ def export(
         _write_arrays(folder / goldens.FILE, golden)
         progress(0.8, "checking the graph against its simulation")
         verified = _verify(folder, golden, signed=lowering.integer_gemm is not None)
-        manifest = _manifest(checkpoint, lowering, golden, verified, describe(folder))
+        manifest = _manifest(checkpoint, lowering, golden, verified) | {"weight_bytes": weights}
+        texts = tuple(name for name in checkpoint.extras if licenses.is_text(name))
+        (folder / card.FILE).write_text(card.card(manifest, texts), "utf-8")
+        manifest["files"] = describe(folder)
         (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         progress(1.0, "checking the graph against its simulation")
     return manifest
@@ -169,8 +175,8 @@ def _manifest(
     lowering: Lowering,
     golden: Golden,
     verified: dict[str, Any] | None,
-    files: dict[str, dict[str, object]],
 ) -> dict[str, Any]:
+    """``bundle.json``, but for its weights' sizes and its files."""
     from slmq_edge.exporters.limits import RUNTIMES, needed_runtime
 
     runtime = needed_runtime(checkpoint.scheme)
@@ -203,5 +209,4 @@ def _manifest(
         },
         "golden": golden.limits,
         "verified": verified,
-        "files": files,
     }

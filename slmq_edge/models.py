@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from slmq_edge import builtin
+from slmq_edge import builtin, licenses
 from slmq_edge.anatomy import HEAD, Anatomy
 from slmq_edge.errors import Damaged, MissingExtra, NotFound, Unsupported, UsageError, did_you_mean
 from slmq_edge.files import OURS
@@ -36,12 +36,18 @@ TOKENIZER_FILES = (
     "chat_template.jinja",  # where newer tokenizers keep what was in tokenizer_config.json
     "generation_config.json",
 )
+# What is fetched of a hub repository: no code, no pickle. A chat template is a program, but one
+# that transformers runs in a sandbox of Jinja's.
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", *licenses.PATTERNS)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from: its folder here, and how to name it elsewhere."""
+    """Where a model came from: its folder here, and how to name it elsewhere.
+
+    revision: the commit of a hub model, whatever branch or tag was asked for.
+    """
 
     name: str
     origin: Literal["built-in", "local", "hub"]
@@ -49,8 +55,16 @@ class Source:
     revision: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Without the folder, which means nothing on another machine."""
-        return {"name": self.name, "origin": self.origin, "revision": self.revision}
+        """Without the folder, which means nothing on another machine; ``license`` as its card says.
+
+        The licence is ``None`` where the card names none.
+        """
+        return {
+            "name": self.name,
+            "origin": self.origin,
+            "revision": self.revision,
+            "license": licenses.named(self.folder),
+        }
 
 
 def find(model: str, revision: str | None = None) -> Source:
@@ -88,10 +102,7 @@ def _find(model: str, revision: str | None) -> Source:
 
 
 def _download(model: str, revision: str | None) -> Source:
-    """Fetch a hub repository's config, safetensors and tokenizer (no code, no pickle).
-
-    A chat template is a program, but one that transformers runs in a sandbox of Jinja's.
-    """
+    """Fetch a hub repository's config, safetensors, tokenizer and licence (``HUB_FILES``)."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -99,7 +110,7 @@ def _download(model: str, revision: str | None) -> Source:
     instead = f" Without network, use a local folder or the built-in {builtin.MODELS[0]}."
     with hub_errors_as(f"'{model}'", instead):
         folder = huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja"]
+            model, revision=revision, allow_patterns=[*HUB_FILES]
         )
     path = Path(folder)
     return Source(model, "hub", path, revision=path.name)

@@ -24,6 +24,8 @@ from slmq_edge.builtin.world import (
 )
 
 FILES = (
+    "LICENSE",
+    "README.md",
     "config.json",
     "generation_config.json",
     "model.safetensors",

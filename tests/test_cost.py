@@ -253,7 +253,7 @@ def test_grids_in_words() -> None:
     assert str(free) == "int8 per token, asymmetric, range need not hold 0"
     assert free.described(by_head=True).startswith("int8 per token and head, ")
     words = {"name": "w8a8", "activation_scale": "tensor", "range": "mse"}
-    grids = made._grids(in_words(words), tied=False)
+    grids = made.grids(in_words(words), tied=False)
     assert grids["activations"] == "int8 per tensor, symmetric, static by mse"
 
 

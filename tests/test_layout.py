@@ -60,6 +60,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["--help"],
         ["export", "--help"],
         ["generate", "--help"],
+        ["inspect", "--help"],
         ["compare", "--help"],
         ["report", "cost", "--help"],
     ],

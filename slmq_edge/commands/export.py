@@ -78,7 +78,7 @@ def _export_model(
     from slmq_edge.quantize import forget, quantize
 
     check_output(destination, force, folder=True)
-    planned = making.planned(model, request, destination)
+    planned = making.planned(model, request, destination, exports=True)
     check_scheme(planned.request.scheme)
     with bar("reading the model") as progress:
         checkpoint = quantize(planned, progress, making.note)

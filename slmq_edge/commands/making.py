@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmq_edge import presets
+from slmq_edge import estimate, presets
 from slmq_edge.files import check_not_input, check_space
+from slmq_edge.reports.format import bytes_text
 
 if TYPE_CHECKING:
     from slmq_edge.quantize import Plan, Request
     from slmq_edge.recipe import Recipe
 
-FLOAT_BYTES = 4
-# Of a scale and a zero point, one for each row or group.
-STEP_BYTES = 6
-ROOM_BYTES = 2_000_000
+# Needs below this are not worth a line.
+WORTH_SAYING_BYTES = 1_000_000_000
 
 
 def request_of(recipe: Recipe, words: Mapping[str, Any]) -> Request:
@@ -51,31 +51,66 @@ def request_of(recipe: Recipe, words: Mapping[str, Any]) -> Request:
     )
 
 
-def planned(model: str, request: Request, destination: Path) -> Plan:
-    """Find every mistake of a request, and whether the disk can hold the result."""
+def planned(model: str, request: Request, destination: Path, exports: bool = False) -> Plan:
+    """Find every mistake of a request, and whether memory and disk can hold the work.
+
+    exports: what is made becomes a bundle, and ``destination`` is its place.
+
+    Raises:
+        SlmqError: a mistake, or a disk with less room than the result needs.
+    """
     from slmq_edge.quantize import plan
 
     found = plan(model, request, note, destination)
     check_not_input(destination, found.source.folder)
-    check_space(destination, largest_bytes(found))
+    disk = disk_bytes(found)
+    check_space(destination, disk)
+    say_needs(memory_bytes(found, exports), disk)
     return found
 
 
-def largest_bytes(found: Plan) -> int:
-    """Bytes that the result will hardly exceed.
+def memory_bytes(found: Plan, exports: bool) -> int | None:
+    """Bytes of the host's memory at the peak; ``None`` where another device does the work."""
+    shape, request = found.anatomy, found.request
+    if found.device != "cpu":
+        return None
+    settings, spilled = dataclasses.asdict(found.settings), request.spill is not None
+    quantizing = estimate.quantizing(
+        shape, request.scheme, request.method, found.size, settings, spilled
+    )
+    return max(quantizing, estimate.exporting(shape, request.scheme)) if exports else quantizing
 
-    All linears at their bits with their steps, the rest in float32, two rotations, the rotary
-    table, and room for tokenizer, graph and golden prompts.
-    """
-    shape, scheme = found.anatomy, found.request.scheme
-    linear_bits = scheme.weights.bits if scheme.weights else 8 * FLOAT_BYTES
-    linears = shape.linear_macs_per_token
-    steps = linears // (scheme.weights.group or shape.head_dim) if scheme.weights else 0
-    floats = shape.parameters - linears + 2 * shape.hidden**2
-    floats += shape.max_positions * shape.head_dim
-    extras = sum(file.stat().st_size for file in found.source.folder.glob("*.json"))
-    stored = linears * linear_bits // 8 + steps * STEP_BYTES
-    return stored + floats * FLOAT_BYTES + extras + ROOM_BYTES
+
+def disk_bytes(found: Plan) -> int:
+    """Bytes that the result will hardly exceed, and the finished blocks that are kept beside it."""
+    shape, request, folder = found.anatomy, found.request, found.source.folder
+    settings = dataclasses.asdict(found.settings)
+    kept = estimate.unfinished(shape, request.method, settings) if found.unfinished else 0
+    travels = sum(file.stat().st_size for file in folder.glob("*.json"))
+    return estimate.written(shape, request.scheme) + kept + travels
+
+
+def say_needs(memory: int | None, disk: int) -> None:
+    """A line on stderr where a need is large, or memory is short: the disk was checked."""
+    available = available_bytes()
+    is_short = memory is not None and available is not None and memory > available
+    if not is_short and max(memory or 0, disk) < WORTH_SAYING_BYTES:
+        return
+    needs = [bytes_text(disk) + " of disk"]
+    if memory is not None:
+        needs.insert(0, bytes_text(memory) + " of memory")
+    short = f"; only {bytes_text(available)} of memory are free" if is_short else ""
+    note(f"needs about {' and '.join(needs)}{short}")
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without swapping; ``None`` where the system does not say."""
+    try:
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    except (ImportError, OSError, RuntimeError):
+        return None
 
 
 def note(text: str) -> None:

@@ -16,17 +16,17 @@ def checkpoint_table(manifest: Mapping[str, Any]) -> str:
         "model": manifest["source"]["name"],
         "method": _method(manifest),
         "scheme": scheme.name,
-        **{part: str(grid) for part, grid in _grids(scheme, manifest["anatomy"]["tied"]).items()},
-        "online": _online(manifest),
-        "calibration": _calibration(manifest["calibration"]),
-        "cost": _cost(manifest["cost"]),
-        "stages": _stages(manifest["cost"]),
+        **{part: str(grid) for part, grid in grids(scheme, manifest["anatomy"]["tied"]).items()},
+        "online": online_text(manifest),
+        "calibration": calibration_text(manifest["calibration"]),
+        "cost": cost_text(manifest["cost"]),
+        "stages": stages_text(manifest["cost"]),
         "size": bytes_text(_size(manifest)),
     }
     return _table(rows, manifest["notes"])
 
 
-def _grids(scheme: Scheme, tied: bool) -> dict[str, object]:
+def grids(scheme: Scheme, tied: bool) -> dict[str, object]:
     """What is rounded, and to which grid; the head is named also where it is not."""
     static = f" by {scheme.range}" if scheme.is_static else ""
     named = {
@@ -57,16 +57,16 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
         "bits on disk": bits,
         "attention": lowering["attention"],
         "online": ", ".join(lowering["online_rotations"]) or None,
-        "calibration": _calibration(manifest["calibration"]),
-        "cost": _cost(manifest["cost"]),
-        "stages": _stages(manifest["cost"]),
-        "golden check": _verified(verified),
+        "calibration": calibration_text(manifest["calibration"]),
+        "cost": cost_text(manifest["cost"]),
+        "stages": stages_text(manifest["cost"]),
+        "golden check": verified_text(verified),
         "size": bytes_text(_size(manifest)),
     }
     return _table(rows, manifest.get("notes", ()))
 
 
-def _verified(verified: Mapping[str, Any] | None) -> str:
+def verified_text(verified: Mapping[str, Any] | None) -> str:
     if verified is None:
         return "not done here (no onnxruntime); the device does it before it times anything"
     return (
@@ -75,7 +75,7 @@ def _verified(verified: Mapping[str, Any] | None) -> str:
     )
 
 
-def _online(manifest: Mapping[str, Any]) -> str | None:
+def online_text(manifest: Mapping[str, Any]) -> str | None:
     """Rotations left for run time, ``None`` where there are none."""
     names = {"keys": "queries and keys (R3)", "down": "down_proj's input (R4)"}
     online = manifest.get("online") or {}
@@ -89,14 +89,14 @@ def _method(manifest: Mapping[str, Any]) -> str:
     return f"{manifest['method']} ({settings})" if settings else str(manifest["method"])
 
 
-def _calibration(calibration: Mapping[str, Any] | None) -> str:
+def calibration_text(calibration: Mapping[str, Any] | None) -> str:
     if calibration is None:
         return "none"
     text, windows = calibration["text"], calibration["windows"]
     return f"{text}, {windows} windows of {calibration['length']} tokens"
 
 
-def _cost(cost: Mapping[str, Any]) -> str:
+def cost_text(cost: Mapping[str, Any]) -> str:
     peaks = ", ".join(
         f"{kind.removesuffix('_bytes')} {bytes_text(count)}"
         for kind, count in cost["memory"].items()
@@ -108,7 +108,7 @@ def _cost(cost: Mapping[str, Any]) -> str:
     return f"{seconds_text(cost['seconds'])} on {cost['device']}{resumed}, {peaks}{energy}"
 
 
-def _stages(cost: Mapping[str, Any]) -> str | None:
+def stages_text(cost: Mapping[str, Any]) -> str | None:
     """Seconds by stage, the longest first; those that took no time to speak of are left out."""
     longest = sorted(cost.get("stages", {}).items(), key=lambda stage: -stage[1])
     told = [(name, took) for name, took in longest if took >= 0.005 * cost["seconds"]]

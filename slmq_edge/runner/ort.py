@@ -46,12 +46,19 @@ class Session:
     """A graph that is loaded and ready; ``threads`` is the number ONNX Runtime computes with.
 
     A prompt's rows all have the same length. Causality makes padding on the right harmless
-    for the logits of the positions before it; padding on the left is not supported.
+    for the logits of the positions before it; padding on the left is not supported. trace: a
+    folder for ONNX Runtime's own record of every operator, which slows it down.
     """
 
-    def __init__(self, graph: Path, threads: int, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        threads: int,
+        settings: Mapping[str, str],
+        trace: Path | None = None,
+    ) -> None:
         self._runtime = load_onnxruntime()
-        self._session = open_session(graph, threads, settings)
+        self._session = open_session(graph, threads, settings, trace)
         return_memory()  # what was folded at load
         self._outputs = [node.name for node in self._session.get_outputs()]
         inputs = self._session.get_inputs()
@@ -77,6 +84,10 @@ class Session:
             node.shape[1] * node.shape[3] * np.dtype(DTYPES[node.type]).itemsize
             for node in self._past.values()
         )
+
+    def end_trace(self) -> Path:
+        """Close the record of operators and return its file."""
+        return Path(self._session.end_profiling())
 
     def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Cache]:
         """Run whole prompts from an empty cache.
@@ -197,13 +208,18 @@ def runtime_section(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
     return section
 
 
-def open_session(graph: Path, threads: int, settings: Mapping[str, str]) -> Any:
+def open_session(
+    graph: Path, threads: int, settings: Mapping[str, str], trace: Path | None = None
+) -> Any:
     """Open any ONNX file on the CPU. Spinning between operators stays at its default."""
     runtime = load_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads  # a number given is a number used: never 0
     options.inter_op_num_threads = 1
     options.log_severity_level = QUIET
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace / "operators")
     for name, value in settings.items():
         options.add_session_config_entry(name, value)
     try:

@@ -1,0 +1,140 @@
+"""What quantizing and exporting will need, before any of it starts: memory and disk, in bytes.
+
+Estimates, held by the tests to within 40 % of the peaks in ``benchmarks/results/quantize-*.json``.
+For T calibration tokens in windows of n, b of them together (``BATCH_TOKENS``), width h, inner
+width f, and 4 bytes a float:
+
+    all            process + model
+    smoothquant    + b (10 h + 3 f)                          one batch in one block
+    gptq           + T h + T max(f, q) + max(batch, 10 f^2)  stream, what lies between two linears,
+                                                             its Hessian in float64 and copies of it
+    omniquant      + 3 T h + 10 block + 2 n (15 h + 8 f)     three streams, a block being learned
+    spinquant      + L n (15 h + 8 f) + table + 4 chunk V    the whole model, one window, and logits
+                   or gptq, whichever is more
+    export         process + the weights twice, + 12 bytes for each that stays float,
+                   + 48 V for each token of the golden prompts: their logits in float64
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from slmq_edge.anatomy import LINEARS, Anatomy
+from slmq_edge.calibration import PROMPTS, Size
+from slmq_edge.scheme import Grid, Scheme
+
+FLOAT = 4
+# Python, torch and a tokenizer that has read its text.
+PROCESS_BYTES = 400_000_000
+# As slmq_edge.quantization.streams and learning have them, which cost torch to import.
+BATCH_TOKENS, CHUNK = 4096, 256
+# As slmq_edge.golden has them: CHECKED prompts.
+GOLDEN_TOKENS = 4 * PROMPTS.length
+# Of a scale and a zero point, one for each row or group.
+STEP_BYTES = 6
+# Tokenizer aside: graph, golden prompts, manifest.
+ROOM_BYTES = 2_000_000
+
+
+def quantizing(
+    shape: Anatomy,
+    scheme: Scheme,
+    method: str,
+    size: Size,
+    settings: Mapping[str, Any],
+    spilled: bool = False,
+) -> int:
+    """Bytes of memory at the peak of quantizing on a CPU. spilled: streams are kept in files."""
+    held = 0 if spilled else size.windows * size.length
+    batch = _batch(shape, size) if method != "none" or scheme.is_static else 0
+    gptq = max(batch, _gptq(shape, size, settings, held))
+    # A method without a line here is taken to work block by block, as most do.
+    needs = {
+        "none": batch,
+        "smoothquant": batch,
+        "omniquant": max(batch, _omniquant(shape, size, held)),
+        "spinquant": max(
+            _rotations(shape, scheme, size, settings),
+            gptq if settings.get("rounding") == "gptq" else batch,
+        ),
+    }
+    return PROCESS_BYTES + shape.parameters * FLOAT + needs.get(method, gptq)
+
+
+def exporting(shape: Anatomy, scheme: Scheme) -> int:
+    """Bytes of memory at the peak of writing a bundle and checking it."""
+    integers, floats = _weights(shape, scheme)
+    logits = GOLDEN_TOKENS * shape.vocab * 48
+    return PROCESS_BYTES + 2 * (integers + floats * FLOAT) + 12 * floats + logits
+
+
+def written(shape: Anatomy, scheme: Scheme) -> int:
+    """Bytes on disk that a checkpoint or a bundle will hardly exceed, its tokenizer aside.
+
+    The linears at their bits with their steps, table and head likewise, the rest in float32, two
+    rotations, the rotary table, and room for graph and golden prompts.
+    """
+    linears = shape.linear_macs_per_token
+    table = shape.vocab * shape.hidden
+    rest = shape.parameters - linears - table * (1 if shape.tied else 2)
+    rest += 2 * shape.hidden**2 + shape.max_positions * shape.head_dim
+    total = _stored(linears, scheme.weights, shape.head_dim) + rest * FLOAT + ROOM_BYTES
+    total += _stored(table, scheme.table(shape.tied), shape.hidden)
+    return total if shape.tied else total + _stored(table, scheme.head, shape.hidden)
+
+
+def unfinished(shape: Anatomy, method: str, settings: Mapping[str, Any]) -> int:
+    """Bytes on disk of the blocks that are kept until the checkpoint is written."""
+    rounds = method == "gptq" or settings.get("rounding") == "gptq"
+    return shape.linear_macs_per_token if rounds else 0
+
+
+def _stored(count: int, grid: Grid | None, shortest_row: int) -> int:
+    if grid is None:
+        return count * FLOAT
+    return count * grid.bits // 8 + count // (grid.group or shortest_row) * STEP_BYTES
+
+
+def _weights(shape: Anatomy, scheme: Scheme) -> tuple[int, int]:
+    """How many weights are integers in memory, a byte each, and how many are floats."""
+    table, tied = shape.vocab * shape.hidden, shape.tied
+    integers = shape.linear_macs_per_token if scheme.weights else 0
+    integers += table if scheme.table(tied) else 0
+    integers += table if not tied and scheme.head else 0
+    return integers, shape.parameters - integers
+
+
+def _batch(shape: Anatomy, size: Size) -> int:
+    """What one batch of windows holds in a block."""
+    together = max(1, BATCH_TOKENS // size.length) * size.length
+    tokens = min(together, size.windows * size.length)
+    return tokens * (10 * shape.hidden + 3 * shape.ffn) * FLOAT
+
+
+def _saved(shape: Anatomy, size: Size) -> int:
+    """What a block keeps of one window for its gradients."""
+    return size.length * (15 * shape.hidden + 8 * shape.ffn) * FLOAT
+
+
+def _gptq(shape: Anatomy, size: Size, settings: Mapping[str, Any], held: int) -> int:
+    widest = max(shape.ffn, shape.query_width)
+    streams = held * (shape.hidden + widest) * FLOAT * (2 if settings.get("drift") else 1)
+    return streams + max(_batch(shape, size), 40 * widest**2)
+
+
+def _omniquant(shape: Anatomy, size: Size, held: int) -> int:
+    block = sum(math.prod(shape.shape(name)) for name in LINEARS)
+    streams = 3 * held * shape.hidden * FLOAT
+    return streams + 10 * block * FLOAT + 2 * _saved(shape, size)
+
+
+def _rotations(shape: Anatomy, scheme: Scheme, size: Size, settings: Mapping[str, Any]) -> int:
+    """Learning them; without steps, only the copy of the table that is rotated."""
+    table = shape.vocab * shape.hidden * FLOAT
+    if not settings.get("steps"):
+        return table
+    learned = shape.layers * _saved(shape, size) + 4 * CHUNK * shape.vocab * FLOAT
+    rounds = settings.get("learn_weights") == "target" and scheme.weights is not None
+    return table + learned + (4 * shape.linear_macs_per_token * FLOAT if rounds else 0)

@@ -1,0 +1,98 @@
+"""MODEL_CARD.md: what a bundle is, for whoever finds the folder. The manifest -> text. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from slmq_edge.reports.format import share_text
+
+FILE = "MODEL_CARD.md"
+
+
+def card(manifest: Mapping[str, Any], texts: tuple[str, ...] = ()) -> str:
+    """Markdown, from ``bundle.json``; ``texts`` are the names of licence texts in the bundle."""
+    name, lowering = manifest["model"]["name"], manifest["lowering"]
+    sections = {
+        "Made from": [
+            _model(manifest["model"]),
+            f"Licence: {license_text(manifest['model'], texts)}.",
+        ],
+        "How": _how(manifest),
+        "Runs on": _runs(manifest),
+        "Checked": _checked(manifest),
+        "Make it again": _again(manifest.get("recipe")),
+    }
+    lines = [f"# {name}, {lowering['scheme_ran']} by {manifest['method']}", ""]
+    for title, said in sections.items():
+        lines += [f"## {title}", "", *said, ""]
+    return "\n".join([*lines, f"Written by {manifest['created_by']}."]) + "\n"
+
+
+def license_text(model: Mapping[str, Any], texts: tuple[str, ...]) -> str:
+    """The licence as the source names it, or that it does not; and the texts that came with it."""
+    said = model.get("license") or "unknown, the source names none"
+    if "license" not in model:
+        said = "unknown, an older version did not record it"
+    return f"{said} ({', '.join(texts)})" if texts else str(said)
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    revision = model.get("revision")
+    at = f" at revision {revision}" if revision else ""
+    origins = {"hub": "from the Hugging Face hub", "built-in": "built into slmq-edge"}
+    return f"`{model['name']}`{at}, {origins.get(str(model.get('origin')), 'a local folder')}."
+
+
+def _how(manifest: Mapping[str, Any]) -> list[str]:
+    lowering, calibration = manifest["lowering"], manifest["calibration"]
+    lines = [
+        f"- Method: {manifest['method']}. Scheme: {manifest['scheme_requested']} asked, "
+        f"{lowering['scheme_ran']} executed.",
+        f"- Weights: {lowering['weights']}. Activations: {lowering['activation_mode']}. "
+        f"lm_head: {lowering['lm_head']}. KV cache: {lowering['kv_cache']}.",
+        f"- Multiply-adds by weights between integers: {share_text(lowering['int8_gemm_share'])}.",
+    ]
+    if calibration is None:
+        return [*lines, "- Calibration: none."]
+    return [
+        *lines,
+        f"- Calibrated on {calibration['text']} (sha256 {calibration['sha256']}), "
+        f"{calibration['windows']} windows of {calibration['length']} tokens.",
+    ]
+
+
+def _runs(manifest: Mapping[str, Any]) -> list[str]:
+    runtime = manifest["runtime"]
+    return [
+        f"ONNX Runtime {runtime['minimum_version']} or later (`{runtime['kind']}`), contexts of up "
+        f"to {manifest['context_length']} tokens. `slmq-edge inspect` says what is inside, "
+        "`slmq-edge profile` checks and times it."
+    ]
+
+
+def _checked(manifest: Mapping[str, Any]) -> list[str]:
+    limits, verified = manifest["golden"], manifest["verified"]
+    bounds = (
+        f"Golden prompts travel with it. The artifact may differ from its simulation by a mean KL "
+        f"of {limits['kl_limit']:.1e} nats and {share_text(limits['perplexity_limit'])} of "
+        "perplexity."
+    )
+    if verified is None:
+        return [bounds, "Not checked where it was made: no onnxruntime was there."]
+    return [
+        bounds,
+        f"With onnxruntime {verified['onnxruntime']}: mean KL {verified['mean_kl']:.1e}, with a "
+        f"past {verified['mean_kl_with_past']:.1e}; perplexity {verified['perplexity']:.4f}, "
+        f"simulated {verified['reference_perplexity']:.4f}.",
+    ]
+
+
+def _again(recipe: Mapping[str, Any] | None) -> list[str]:
+    if recipe is None:
+        return ["No words of the command line describe it: it was made by a program."]
+    lines = ["```", "slmq-edge export --config recipe.toml -o bundle/", "```"]
+    file = recipe.get("calibration", {}).get("file")
+    if file is not None:
+        lines += ["", f"with its calibration text `{file}`, which does not travel with it."]
+    return lines
