@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
 
-.PHONY: help setup demo test check test-slow bench quality bench-quantize bench-peers
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ check: setup ## what CI runs: linters, types, tests
 
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-runtimes: setup ## golden prompts under the oldest, the locked and the newest onnxruntime, which pip fetches
+	$(BIN)/python -m pytest -m runtimes -rA
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py

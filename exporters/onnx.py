@@ -174,7 +174,7 @@ class _Writer:
         size = build.op("Concat", kept_shape, vocab, name="logits.shape", axis=0)
         out = build.op("Reshape", flat, size, name="logits")
         out.type = ir.TensorType(ir.DataType.FLOAT)
-        out.shape = ir.Shape(["batch_size", "kept_length", self.shape.vocab])
+        out.shape = ir.Shape(["batch_size", "new_length", self.shape.vocab])
         return out
 
     def _multiply_head(self, rows: ir.Value) -> ir.Value:

@@ -35,6 +35,20 @@ if TYPE_CHECKING:
 
 Progress = Callable[[float, str], None]
 
+CONFIGS = (CONFIG, "generation_config.json")
+
+# What could change the graph's numbers, by release or by machine, said aloud: the manifest carries
+# it, the runner sets it, and every run shows it. A release that lacks an entry ignores it.
+SESSION_OPTIONS = {
+    "graph_optimization_level": "ORT_ENABLE_ALL",
+    "session.disable_quant_qdq": "1",  # never into kernels of less exact integers
+    "session.qdq_matmulnbits_accuracy_level": "0",  # nor into ones that round activations unasked
+    "session.set_denormal_as_zero": "0",
+    "optimization.enable_gelu_approximation": "0",
+    "mlas.enable_gemm_fastmath_arm64_bfloat16": "0",  # float products stay float32
+    "mlas.use_lut_gemm": "0",
+}
+
 
 def check_target(target: str) -> None:
     """Refuse an unknown target, or one whose packages are missing, before any work starts."""
@@ -77,9 +91,7 @@ def export(
         (folder / GRAPH_FOLDER).mkdir()
         for name, content in checkpoint.extras.items():
             (folder / name).write_bytes(content)
-        if CONFIG in checkpoint.extras:
-            # Where optimum looks for it, so that its model class can load the graph.
-            (folder / GRAPH_FOLDER / CONFIG).write_bytes(checkpoint.extras[CONFIG])
+        _write_for_other_clients(checkpoint, folder)
         progress(0.0, "writing the graph")
         model, lowering = onnx.write(checkpoint)
         graph.save(model, folder / GRAPH)
@@ -107,6 +119,28 @@ def export(
         (folder / BUNDLE_FILE).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         progress(1.0, "checking the graph against its simulation")
     return manifest
+
+
+def _write_for_other_clients(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the configs that optimum reads beside the graph, and the one of onnxruntime-genai."""
+    from slmq_edge.exporters import genai
+
+    found = {name: checkpoint.extras[name] for name in CONFIGS if name in checkpoint.extras}
+    for name, content in found.items():
+        (folder / GRAPH_FOLDER / name).write_bytes(content)
+    special = tuple(map(_object, found.values()))
+    config = genai.config(checkpoint.anatomy, GRAPH, SESSION_OPTIONS, special)
+    if config is not None:
+        (folder / genai.FILE).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """A JSON object, empty where it is none: ``generate`` refuses such a config by its name."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _write_arrays(file: Path, golden: Golden) -> None:
@@ -154,12 +188,13 @@ def _verify(folder: Path, golden: Golden, signed: bool) -> dict[str, Any] | None
         return None
     ort.return_memory()  # what the simulation took
     graphs = [GRAPH]
-    if signed and probe.largest_error(folder / SIGNED_PROBE, 1, {}) == 0:
+    if signed and probe.largest_error(folder / SIGNED_PROBE, 1, SESSION_OPTIONS) == 0:
         graphs.append(SIGNED_GRAPH)
     limits = check.Limits(*(golden.limits[name] for name in check.Limits._fields))
     try:
         reports: list[GoldenReport] = [
-            check.check(ort.Session(folder / one, 1, {}), golden.arrays, limits) for one in graphs
+            check.check(ort.Session(folder / one, 1, SESSION_OPTIONS), golden.arrays, limits)
+            for one in graphs
         ]
     except SlmqError as error:
         raise SlmqError(
@@ -199,7 +234,7 @@ def _manifest(
             "kind": "ort",
             "profile": runtime,
             "minimum_version": RUNTIMES[runtime],
-            "session_options": {},
+            "session_options": dict(SESSION_OPTIONS),
         },
         "context_length": lowering.context_length,
         "counts": {

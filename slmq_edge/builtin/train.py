@@ -88,6 +88,7 @@ def train_tokenizer(folder: Path) -> Any:
     tokenizer.train_from_iterator(training_documents(20_000), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
         bos_token="<s>",
         eos_token="</s>",
         pad_token="</s>",

@@ -26,6 +26,7 @@ DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 KEEP = "logits_to_keep"
 KV_CACHE, IN_PLACE = "kv_cache", "in place"  # an entry of the graph's metadata
+LEVEL = "graph_optimization_level"  # the one setting that is no configuration entry everywhere
 QUIET = 3  # errors only: warnings about optimizations would end up in the error report
 
 
@@ -194,7 +195,7 @@ def open_bundle(
 
 
 def session_settings(bundle: Mapping[str, Any]) -> dict[str, str]:
-    """Return the session configuration entries named in ``runtime.session_options``."""
+    """Return ``runtime.session_options``: configuration entries, and perhaps `LEVEL`."""
     settings = runtime_section(bundle).get("session_options") or {}
     if not isinstance(settings, dict):
         raise Damaged("bundle.json is damaged: runtime.session_options is not an object")
@@ -221,7 +222,12 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = str(trace / "operators")
     for name, value in settings.items():
-        options.add_session_config_entry(name, value)
+        if name != LEVEL:
+            options.add_session_config_entry(name, value)
+        elif hasattr(runtime.GraphOptimizationLevel, value):
+            options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, value)
+        else:
+            raise Unsupported(f"onnxruntime {runtime.__version__} has no {LEVEL} {value}")
     try:
         return runtime.InferenceSession(str(graph), options, providers=[PROVIDER])
     except Exception as error:  # onnxruntime's own classes share no public base
