@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
 
-.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ quality: setup ## what each method keeps of three models, three seeds: more than
 
 bench-quantize: setup ## what quantizing costs at SmolLM-135M's and Qwen2.5-0.5B's shapes: hours on a CPU
 	$(BIN)/python -m benchmarks.quantize
+
+bench-sizes: setup ## real models' sizes exported and run: memory, seconds
+	$(BIN)/python -m benchmarks.sizes
 
 bench-peers: setup .venv-peers/.ready ## ours against llama.cpp, onnxruntime-genai and optimum: hours on a CPU
 	@mkdir -p peers-out

@@ -11,8 +11,8 @@ width f, and 4 bytes a float:
     omniquant      + 3 T h + 10 block + 2 n (15 h + 8 f)     three streams, a block being learned
     spinquant      + L n (15 h + 8 f) + table + 4 chunk V    the whole model, one window, and logits
                    or gptq, whichever is more
-    export         process + the weights twice, + 12 bytes for each that stays float,
-                   + 48 V for each token of the golden prompts: their logits in float64
+    export         process + the weights twice, + 8 h V + 48 V for each of so many positions: table
+                   and logits of the golden prompts in float64
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slmq_edge.anatomy import LINEARS, Anatomy
-from slmq_edge.calibration import PROMPTS, Size
+from slmq_edge.calibration import Size
 from slmq_edge.scheme import Grid, Scheme
 
 FLOAT = 4
@@ -30,8 +30,8 @@ FLOAT = 4
 PROCESS_BYTES = 400_000_000
 # As slmq_edge.quantization.streams and learning have them, which cost torch to import.
 BATCH_TOKENS, CHUNK = 4096, 256
-# As slmq_edge.golden has them: CHECKED prompts.
-GOLDEN_TOKENS = 4 * PROMPTS.length
+# As slmq_edge.golden has them, ROWS.
+GOLDEN_ROWS = 64
 # Of a scale and a zero point, one for each row or group.
 STEP_BYTES = 6
 # Tokenizer aside: graph, golden prompts, manifest.
@@ -66,8 +66,10 @@ def quantizing(
 def exporting(shape: Anatomy, scheme: Scheme) -> int:
     """Bytes of memory at the peak of writing a bundle and checking it."""
     integers, floats = _weights(shape, scheme)
-    logits = GOLDEN_TOKENS * shape.vocab * 48
-    return PROCESS_BYTES + 2 * (integers + floats * FLOAT) + 12 * floats + logits
+    logits = GOLDEN_ROWS * 48
+    return (
+        PROCESS_BYTES + 2 * (integers + floats * FLOAT) + shape.vocab * (8 * shape.hidden + logits)
+    )
 
 
 def written(shape: Anatomy, scheme: Scheme) -> int:

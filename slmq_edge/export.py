@@ -60,15 +60,18 @@ def check_target(target: str) -> None:
         raise MissingExtra("onnx-ir", "onnx") from error
 
 
-def check_scheme(scheme: Scheme) -> None:
+def check_scheme(scheme: Scheme, runtime: str | None = None) -> None:
     """Refuse what the target cannot express, before anything is quantized for it.
+
+    runtime: which onnxruntime it is for, by name; ``None``: the oldest that can run it.
 
     Raises:
         Unsupported: names the part, the reason and what to do.
+        UsageError: no such runtime.
     """
     from slmq_edge.exporters import limits
 
-    limits.check(scheme)
+    limits.check(scheme, runtime)
 
 
 def export(
@@ -76,10 +79,14 @@ def export(
     path: Path,
     force: bool = False,
     progress: Progress = lambda share, what: None,
+    runtime: str | None = None,
 ) -> dict[str, Any]:
     """Write the ``ort`` bundle of a checkpoint to ``path``, and return its manifest.
 
+    runtime: which onnxruntime it is for, ``None`` for the oldest that can run it.
+
     Raises:
+        Unsupported: the runtime cannot run the scheme.
         SlmqError: the graph does not compute what the simulation computes; nothing is written.
     """
     from slmq_edge import golden as goldens
@@ -87,6 +94,7 @@ def export(
     from slmq_edge.exporters import graph, onnx, probe
     from slmq_edge.reports import card
 
+    check_scheme(checkpoint.scheme, runtime)
     with new_folder(path, force) as folder:
         (folder / GRAPH_FOLDER).mkdir()
         for name, content in checkpoint.extras.items():
@@ -112,7 +120,8 @@ def export(
         _write_arrays(folder / goldens.FILE, golden)
         progress(0.8, "checking the graph against its simulation")
         verified = _verify(folder, golden, signed=lowering.integer_gemm is not None)
-        manifest = _manifest(checkpoint, lowering, golden, verified) | {"weight_bytes": weights}
+        manifest = _manifest(checkpoint, lowering, golden, verified, runtime)
+        manifest["weight_bytes"] = weights
         texts = tuple(name for name in checkpoint.extras if licenses.is_text(name))
         (folder / card.FILE).write_text(card.card(manifest, texts), "utf-8")
         manifest["files"] = describe(folder)
@@ -157,7 +166,7 @@ def _draft(graph: Path) -> Draft | None:
     from slmq_edge.runner import ort
 
     try:
-        session = ort.Session(graph, threads=1, settings={})
+        session = ort.Session(graph, threads=1, settings=SESSION_OPTIONS)
     except MissingExtra:
         return None
 
@@ -210,11 +219,12 @@ def _manifest(
     lowering: Lowering,
     golden: Golden,
     verified: dict[str, Any] | None,
+    runtime: str | None,
 ) -> dict[str, Any]:
     """``bundle.json``, but for its weights' sizes and its files."""
     from slmq_edge.exporters.limits import RUNTIMES, needed_runtime
 
-    runtime = needed_runtime(checkpoint.scheme)
+    runtime = runtime or needed_runtime(checkpoint.scheme)
     shape = checkpoint.anatomy
     return {
         "format": BUNDLE_FORMAT,

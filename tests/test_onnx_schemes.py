@@ -344,5 +344,5 @@ def test_export_refuses_before_it_quantizes(
     monkeypatch.setattr(quantize, "quantize", never)
     request = quantize.Request(replace(scheme.scheme("w8a8"), query=KV_8), "none")
     with pytest.raises(Unsupported, match="rounded queries"):
-        _export_model("demo-llama", request, tmp_path / "bundle", False, False)
+        _export_model("demo-llama", request, tmp_path / "bundle", None, False, False)
     assert not (tmp_path / "bundle").exists()

@@ -44,15 +44,21 @@ class Runtime(Protocol):
         """Run one token, the one chosen last, and choose the next."""
 
 
+# Steps that our caches have room for: more than any repetition takes.
+ROOM = 128
+
+
 class Ours:
     """A bundle, through the runner that measures it on a device."""
 
     appends = False
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
-        from slmq_edge.runner import manifest, ort
+        from slmq_edge.runner import manifest, ort, probe
 
-        self._session = ort.open_bundle(path, manifest.read_bundle(path), threads)
+        bundle = manifest.read_bundle(path)
+        graph = probe.graph_to_run(probe.run(path, bundle, threads))
+        self._session = ort.open_bundle(path, bundle, threads, graph)
 
     def reset(self) -> None:
         self._cache: Any = None
@@ -61,7 +67,7 @@ class Ours:
         import numpy as np
 
         assert self._cache is None, "whole prompts only"
-        self._logits, self._cache = self._session.prefill(np.array([tokens], np.int64), 1)
+        self._logits, self._cache = self._session.prefill(np.array([tokens], np.int64), 1, ROOM)
 
     def logits(self) -> Any:
         return self._logits[0, -1]

@@ -29,6 +29,13 @@ def export(
     ] = None,
     output: options.Output = None,
     target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "ort",
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="Which onnxruntime it is for: portable (1.19 and later) or modern (1.23 and "
+            "later). Default: portable where the scheme allows."
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     force: options.Force = False,
     **words: Any,
@@ -54,7 +61,7 @@ def export(
     if model is not None and is_checkpoint(Path(model)):
         _refuse_settings(context, model)
         destination = output or options.default_output(model, target)
-        _export_checkpoint(Path(model), destination, as_json, force)
+        _export_checkpoint(Path(model), destination, runtime, as_json, force)
         return
 
     from slmq_edge.commands import making
@@ -64,11 +71,16 @@ def export(
     presets.check_exportable(str(recipe.preset), request.method)
     name = str(recipe.model)
     destination = output or options.default_output(name, request.method, request.scheme.name)
-    _export_model(name, request, destination, as_json, force)
+    _export_model(name, request, destination, runtime, as_json, force)
 
 
 def _export_model(
-    model: str, request: Request, destination: Path, as_json: bool, force: bool
+    model: str,
+    request: Request,
+    destination: Path,
+    runtime: str | None,
+    as_json: bool,
+    force: bool,
 ) -> None:
     from slmq_edge.commands import making
     from slmq_edge.commands.progress import bar
@@ -79,15 +91,17 @@ def _export_model(
 
     check_output(destination, force, folder=True)
     planned = making.planned(model, request, destination, exports=True)
-    check_scheme(planned.request.scheme)
+    check_scheme(planned.request.scheme, runtime)
     with bar("reading the model") as progress:
         checkpoint = quantize(planned, progress, making.note)
-        manifest = write(checkpoint, destination, force, progress)
+        manifest = write(checkpoint, destination, force, progress, runtime)
     forget(planned)
     _print(manifest, destination, as_json)
 
 
-def _export_checkpoint(folder: Path, destination: Path, as_json: bool, force: bool) -> None:
+def _export_checkpoint(
+    folder: Path, destination: Path, runtime: str | None, as_json: bool, force: bool
+) -> None:
     from slmq_edge.checkpoint import load
     from slmq_edge.commands.progress import bar
     from slmq_edge.export import export as write
@@ -97,7 +111,7 @@ def _export_checkpoint(folder: Path, destination: Path, as_json: bool, force: bo
     check_not_input(destination, folder)
     check_space(destination, folder_bytes(folder))
     with bar("reading the checkpoint") as progress:
-        manifest = write(load(folder), destination, force, progress)
+        manifest = write(load(folder), destination, force, progress, runtime)
     _print(manifest, destination, as_json)
 
 
