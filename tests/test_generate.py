@@ -238,7 +238,7 @@ def test_ctrl_c_ends_with_what_was_there(bundle: Path) -> None:
         "import os, signal, sys\n"
         "from slmq_edge.cli import main\n"
         "from slmq_edge.runner.ort import Session\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the background has none
         "step, left = Session.step, [6]\n"
         "def interrupted(*arguments):\n"
         "    left[0] -= 1\n"
