@@ -65,6 +65,7 @@ def check(job: Job, echo: Echo) -> None:
     """
     began = environment.capture()
     bundle = manifest.read_bundle(job.bundle)
+    ort.check_provider(ort.provider_of(bundle))
     manifest.verify(job.bundle, bundle.get("files", {}))
     measure.check_workload(job.workload, bundle)
     with journal.Journal(job.journal, echo) as log:

@@ -21,13 +21,30 @@ import numpy as np
 from slmq_edge.errors import Damaged, MissingExtra, SlmqError, Unsupported
 from slmq_edge.runner.manifest import GRAPH
 
-PROVIDER = "CPUExecutionProvider"
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 KEEP = "logits_to_keep"
 KV_CACHE, IN_PLACE = "kv_cache", "in place"  # an entry of the graph's metadata
 LEVEL = "graph_optimization_level"  # the one setting that is no configuration entry everywhere
 QUIET = 3  # errors only: warnings about optimizations would end up in the error report
+
+
+class Provider(NamedTuple):
+    """On what onnxruntime runs a graph; of its options, those that change numbers are set."""
+
+    name: str
+    options: Mapping[str, str] = {}
+
+    @property
+    def memory(self) -> str:
+        """Where it keeps what it computes with, as OrtValue names it."""
+        return MEMORY[self.name]
+
+
+MEMORY = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+ON_CPU = Provider("CPUExecutionProvider")
+# Products of float32, where there are any, keep their 24 bits.
+ON_CUDA = Provider("CUDAExecutionProvider", {"use_tf32": "0"})
 
 
 class Cache(NamedTuple):
@@ -57,9 +74,12 @@ class Session:
         threads: int,
         settings: Mapping[str, str],
         trace: Path | None = None,
+        *,
+        provider: Provider = ON_CPU,
     ) -> None:
         self._runtime = load_onnxruntime()
-        self._session = open_session(graph, threads, settings, trace)
+        self._session = open_session(graph, threads, settings, trace, provider=provider)
+        self._memory = provider.memory
         return_memory()  # what was folded at load
         self._outputs = [node.name for node in self._session.get_outputs()]
         inputs = self._session.get_inputs()
@@ -147,7 +167,7 @@ class Session:
             if self._in_place:
                 binding.bind_ortvalue_output(present, value)
             else:
-                binding.bind_output(present)
+                binding.bind_output(present, self._memory)
         return Cache(values, length, room, binding)
 
     def _feeds(self, tokens: Any, past: int, keep: int | None) -> dict[str, Any]:
@@ -166,7 +186,8 @@ class Session:
         """Zeros, which cost no memory before they are written."""
         return {
             name: self._value(
-                np.zeros((batch, node.shape[1], room, node.shape[3]), DTYPES[node.type])
+                np.zeros((batch, node.shape[1], room, node.shape[3]), DTYPES[node.type]),
+                self._memory,
             )
             for name, node in self._past.items()
         }
@@ -178,11 +199,11 @@ class Session:
         for name, node in self._past.items():
             longer = np.zeros((batch, node.shape[1], room, node.shape[3]), DTYPES[node.type])
             longer[:, :, : cache.length] = cache.values[name].numpy()[:, :, : cache.length]
-            values[name] = self._value(longer)
+            values[name] = self._value(longer, self._memory)
         return self._cache(values, cache.length, room)
 
-    def _value(self, array: Any) -> Any:
-        return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    def _value(self, array: Any, memory: str = "cpu") -> Any:
+        return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), memory)
 
 
 def open_bundle(
@@ -191,15 +212,28 @@ def open_bundle(
     """Open a graph of a verified bundle with the settings that it asks for."""
     runtime = runtime_section(bundle)
     check_runtime(runtime.get("minimum_version"))
-    return Session(folder / graph, threads, session_settings(bundle))
+    settings = session_settings(bundle)
+    return Session(folder / graph, threads, settings, provider=provider_of(bundle))
 
 
 def session_settings(bundle: Mapping[str, Any]) -> dict[str, str]:
     """Return ``runtime.session_options``: configuration entries, and perhaps `LEVEL`."""
-    settings = runtime_section(bundle).get("session_options") or {}
-    if not isinstance(settings, dict):
-        raise Damaged("bundle.json is damaged: runtime.session_options is not an object")
-    return {str(name): str(value) for name, value in settings.items()}
+    return _entries(bundle, "session_options")
+
+
+def provider_of(bundle: Mapping[str, Any]) -> Provider:
+    """Return what a bundle runs on: ``runtime.provider`` and its options; a CPU by default."""
+    name = runtime_section(bundle).get("provider", ON_CPU.name)
+    if name not in MEMORY:
+        raise Unsupported(f"this bundle runs on {name!r}; this release knows {', '.join(MEMORY)}")
+    return Provider(str(name), _entries(bundle, "provider_options"))
+
+
+def _entries(bundle: Mapping[str, Any], section: str) -> dict[str, str]:
+    found = runtime_section(bundle).get(section) or {}
+    if not isinstance(found, dict):
+        raise Damaged(f"bundle.json is damaged: runtime.{section} is not an object")
+    return {str(name): str(value) for name, value in found.items()}
 
 
 def runtime_section(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -210,9 +244,18 @@ def runtime_section(bundle: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def open_session(
-    graph: Path, threads: int, settings: Mapping[str, str], trace: Path | None = None
+    graph: Path,
+    threads: int,
+    settings: Mapping[str, str],
+    trace: Path | None = None,
+    *,
+    provider: Provider = ON_CPU,
 ) -> Any:
-    """Open any ONNX file on the CPU. Spinning between operators stays at its default."""
+    """Open any ONNX file. Spinning between operators stays at its default.
+
+    Beside another provider, the CPU computes shapes; it never takes a whole graph over.
+    """
+    check_provider(provider)
     runtime = load_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads  # a number given is a number used: never 0
@@ -228,11 +271,31 @@ def open_session(
             options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, value)
         else:
             raise Unsupported(f"onnxruntime {runtime.__version__} has no {LEVEL} {value}")
+    chosen = [(provider.name, dict(provider.options))]
+    if provider.name != ON_CPU.name:
+        chosen.append((ON_CPU.name, {}))
     try:
-        return runtime.InferenceSession(str(graph), options, providers=[PROVIDER])
+        session = runtime.InferenceSession(str(graph), options, providers=chosen)
     except Exception as error:  # onnxruntime's own classes share no public base
         reason = " ".join(str(error).split())
         raise SlmqError(f"onnxruntime {runtime.__version__} refuses {graph}: {reason}") from error
+    if session.get_providers()[0] != provider.name:
+        raise Unsupported(
+            f"onnxruntime {runtime.__version__} cannot start {provider.name} here and would run on "
+            "the CPU instead: its driver, CUDA or cuDNN is missing or of another version"
+        )
+    return session
+
+
+def check_provider(provider: Provider) -> None:
+    """Refuse an onnxruntime that was built without what a bundle runs on."""
+    runtime = load_onnxruntime()
+    if provider.name not in runtime.get_available_providers():
+        raise Unsupported(
+            f"this bundle runs on {provider.name}, which the onnxruntime {runtime.__version__} "
+            "installed here does not have: pip install 'slmq-edge[gpu]' in place of onnxruntime, "
+            "on a machine with an NVIDIA GPU, or export with --target ort for a CPU"
+        )
 
 
 def return_memory() -> None:

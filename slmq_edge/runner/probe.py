@@ -14,7 +14,14 @@ import numpy as np
 
 from slmq_edge.errors import Damaged, SlmqError
 from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE
-from slmq_edge.runner.ort import is_at_least, open_session, session_settings
+from slmq_edge.runner.ort import (
+    ON_CPU,
+    Provider,
+    is_at_least,
+    open_session,
+    provider_of,
+    session_settings,
+)
 
 ZERO_POINT = {"uint8": 128, "int8": 0}
 TOKENS = (1, 7)  # decoding and prefill take different kernels
@@ -46,7 +53,7 @@ def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | 
         error = largest_error(folder / SIGNED_PROBE, threads, settings)
         if error == 0:
             return ProbeReport(operator, True, 0, SIGNED_GRAPH)
-    error = largest_error(folder / PROBE, threads, settings)
+    error = largest_error(folder / PROBE, threads, settings, provider_of(bundle))
     return ProbeReport(operator, error == 0, error)
 
 
@@ -54,13 +61,15 @@ def graph_to_run(report: ProbeReport | None) -> str:
     return GRAPH if report is None else report.graph
 
 
-def largest_error(graph: Path, threads: int, settings: Mapping[str, str]) -> int:
+def largest_error(
+    graph: Path, threads: int, settings: Mapping[str, str], provider: Provider = ON_CPU
+) -> int:
     """How far a probe's sums are from the exact ones, at most.
 
     It multiplies its input ``a`` uint8 [M, K] by constant weights, as the graph does (constants
     take the kernel's prepacked path), into ``y``; ``weights`` [K, N] returns them.
     """
-    session = open_session(graph, threads, settings)
+    session = open_session(graph, threads, settings, provider=provider)
     inputs = {node.name: node.shape for node in session.get_inputs()}
     outputs = {node.name for node in session.get_outputs()}
     if set(inputs) != {"a"} or outputs != {"y", "weights"}:

@@ -86,7 +86,8 @@ def run(
     tokens = prompt.reshape(1, -1)
     with tempfile.TemporaryDirectory() as scratch:
         settings = ort.session_settings(bundle)
-        session = ort.Session(folder / graph, threads, settings, Path(scratch))
+        provider = ort.provider_of(bundle)
+        session = ort.Session(folder / graph, threads, settings, Path(scratch), provider=provider)
         for _ in range(2):
             logits, cache = session.prefill(tokens, 1)
             session.step(logits[:, -1].argmax(axis=-1).reshape(1, 1), cache)
