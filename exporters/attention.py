@@ -26,7 +26,6 @@ from slmq_edge.scheme import Grid
 
 # GroupQueryAttention takes these heads; with its own rotary embedding, those (ONNXRUNTIME 2).
 FUSED_HEAD_MULTIPLE, ROTARY_HEAD_MULTIPLE = 8, 16
-MASKED = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class Attention:
         self._rotation, self._kv = rotation, kv
         self._position_ids = position_ids
         cosine, sine = rotary_table(shape, context_length, torch.float32, "cpu")
-        self._cosine = build.weight(cosine.numpy(), "rotary.cosine")
-        self._sine = build.weight(sine.numpy(), "rotary.sine")
+        self._cosine = build.float_weight(cosine.numpy(), "rotary.cosine")
+        self._sine = build.float_weight(sine.numpy(), "rotary.sine")
         self.fused = is_fused(shape)
         rotates = shape.head_dim % ROTARY_HEAD_MULTIPLE == 0
         self._kernel_rotates = rotates and rotation is None and kv is None
@@ -114,7 +113,7 @@ class Attention:
         normed = self._build.op(
             "SimplifiedLayerNormalization",
             self._build.op("Reshape", x, rows, name=f"{name}.split"),
-            self._build.weight(gain, f"{name}.weight"),
+            self._build.float_weight(gain, f"{name}.weight"),
             name=f"{name}.normed_heads",
             axis=-1,
             epsilon=self._shape.norm_eps,
@@ -138,7 +137,7 @@ class Attention:
         if self._rotation is None:
             return rotated
         by_head = self._split(rotated, heads, f"{name}.rotated")
-        matrix = self._build.constant(self._rotation, np.float32)
+        matrix = self._build.float_constant(self._rotation)
         spread = self._build.op("MatMul", by_head, matrix, name=f"{name}.spread_heads")
         return self._join(spread, heads, f"{name}.spread")
 
@@ -202,7 +201,7 @@ class Attention:
         return mixed, Cache(new_key, new_value)
 
     def _causal_mask(self, attention_mask: ir.Value, position_ids: ir.Value) -> ir.Value:
-        """float32 [batch, 1, new, length]: 0 where a query may look, the lowest float elsewhere."""
+        """Floats [batch, 1, new, length]: 0 where a query may look, the lowest one elsewhere."""
         build = self._build
 
         def scalar(x: ir.Value, name: str) -> ir.Value:
@@ -222,7 +221,7 @@ class Attention:
         real = build.op("Cast", attention_mask, name="mask.real", to=ir.DataType.BOOL)
         rows = build.op("Unsqueeze", real, build.constant([1, 2], np.int64), name="mask.real_rows")
         allowed = build.op("And", causal, rows, name="mask.allowed")
-        zero_f, low_f = build.constant(0.0, np.float32), build.constant(MASKED, np.float32)
+        zero_f, low_f = build.float_constant(0.0), build.float_constant(build.floats.lowest)
         return build.op("Where", allowed, zero_f, low_f, name="mask.additive")
 
     def _standard(
@@ -246,7 +245,7 @@ class Attention:
         values = self._repeat(present.value, f"{name}.value")
         turned = build.op("Transpose", keys, name=f"{name}.keys_turned", perm=[0, 1, 3, 2])
         products = build.op("MatMul", query, turned, name=f"{name}.products")
-        root = build.constant(1.0 / math.sqrt(shape.head_dim), np.float32)
+        root = build.float_constant(1.0 / math.sqrt(shape.head_dim))
         scores = build.op("Mul", products, root, name=f"{name}.scores")
         masked = build.op("Add", scores, self._mask, name=f"{name}.masked")
         shares = build.op("Softmax", masked, name=f"{name}.shares", axis=-1)

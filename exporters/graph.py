@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from slmq_edge import __version__
+from slmq_edge.errors import Unsupported
 
 # The newest that onnxruntime 1.19 loads (JetPack 5).
 OPSET = 21
@@ -19,10 +21,39 @@ IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 
 
-class Builder:
-    """Collects the nodes and initializers of one graph."""
+@dataclass(frozen=True)
+class Floats:
+    """The type of a graph's floats: of its stream, its norms, its attention and its caches.
 
-    def __init__(self) -> None:
+    name: as numpy calls it. scheme: of a model that multiplies nothing else, as schemes are named.
+    """
+
+    name: str
+    scheme: str
+    onnx: ir.DataType
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        return np.dtype(self.name)
+
+    @property
+    def bits(self) -> int:
+        return 8 * self.numpy.itemsize
+
+    @property
+    def lowest(self) -> float:
+        return float(np.finfo(self.numpy).min)
+
+
+FLOAT32 = Floats("float32", "fp32", ir.DataType.FLOAT)
+FLOAT16 = Floats("float16", "fp16", ir.DataType.FLOAT16)
+
+
+class Builder:
+    """Collects the nodes and initializers of one graph, whose floats are ``floats``."""
+
+    def __init__(self, floats: Floats = FLOAT32) -> None:
+        self.floats = floats
         self._tape = ir.tape.Tape()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
@@ -73,6 +104,40 @@ class Builder:
             name = f"constant.{len(self._constants)}"
             self._constants[key] = self.weight(array, name)
         return self._constants[key]
+
+    def float_weight(self, array: NDArray[Any], name: str) -> ir.Value:
+        """An initializer of its own, of the graph's floats.
+
+        Raises:
+            Unsupported: one of its values is too large for them.
+        """
+        if self.floats == FLOAT32:
+            return self.weight(array, name)
+        with np.errstate(over="ignore"):
+            stored = array.astype(self.floats.numpy)
+        if not np.isfinite(stored).all():
+            raise Unsupported(
+                f"{name} holds {np.abs(array).max():.4g}, too large for {self.floats.name}: "
+                "leave --target out, for a graph of float32"
+            )
+        return self.weight(stored, name)
+
+    def float_constant(self, value: Any) -> ir.Value:
+        """A small constant of the graph's floats."""
+        return self.constant(value, self.floats.numpy)
+
+    def as_float32(self, value: ir.Value, name: str) -> ir.Value:
+        """A value of the graph's floats, as float32: itself where they are."""
+        return self._cast(value, FLOAT32, name)
+
+    def as_floats(self, value: ir.Value, name: str) -> ir.Value:
+        """A float32 value, as the graph's floats: itself where they are float32."""
+        return self._cast(value, self.floats, name)
+
+    def _cast(self, value: ir.Value, to: Floats, name: str) -> ir.Value:
+        if self.floats == FLOAT32:
+            return value
+        return self.op("Cast", value, name=f"{name}.{to.name}", to=to.onnx)
 
     def model(
         self,

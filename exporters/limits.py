@@ -1,6 +1,8 @@
-"""What target ort cannot express, said before any work is done. Imports nothing heavy."""
+"""What a target cannot express, said before any work is done. Imports nothing heavy."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 from slmq_edge.errors import Unsupported, UsageError, unknown
 from slmq_edge.scheme import Grid, Scheme
@@ -11,10 +13,10 @@ RUNTIMES = {"portable": "1.19", "modern": "1.23"}
 LEAST_BLOCK, MOST_BLOCK, ROW_BLOCK = 16, 256, 128
 
 
-def check(scheme: Scheme, runtime: str | None = None) -> None:
-    """Refuse a scheme that this target cannot express; online rotations it always can.
+def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> None:
+    """Refuse a scheme that a target cannot express; online rotations both always can.
 
-    runtime: one of ``RUNTIMES``; ``None``: the oldest that can.
+    runtime: one of ``RUNTIMES``; ``None``: the oldest that can. target: one of ``TARGETS``.
 
     Raises:
         Unsupported: names the part, the reason and what to do.
@@ -25,14 +27,13 @@ def check(scheme: Scheme, runtime: str | None = None) -> None:
     refusals = (
         _operands(scheme),
         _weights(scheme.weights),
-        _activations(scheme.activations, scheme.weights),
+        *ONLY_OF[target](scheme),
         _table("lm_head", scheme.head),
         _table("lookup table", scheme.embedding),
-        _kv(scheme.kv),
     )
     for refusal in refusals:
         if refusal is not None:
-            raise Unsupported(f"target ort cannot express this scheme: {refusal}")
+            raise Unsupported(f"target {target} cannot express this scheme: {refusal}")
     if runtime == "portable" and needed_runtime(scheme) != "portable":
         raise Unsupported(
             f"scheme {scheme.name} multiplies 8-bit blocks, which onnxruntime "
@@ -129,3 +130,34 @@ def _operands(scheme: Scheme) -> str | None:
             "round it as the other inputs are, or stop at the checkpoint for its simulation"
         )
     return None
+
+
+def _on_cpu(scheme: Scheme) -> Iterable[str | None]:
+    yield _activations(scheme.activations, scheme.weights)
+    yield _kv(scheme.kv)
+
+
+def _on_cuda(scheme: Scheme) -> Iterable[str | None]:
+    """What ONNX Runtime's CUDA provider has no kernels for (docs/decisions/0014)."""
+    if scheme.activations is not None:
+        yield _int8_rows("activations", scheme.activations)
+        yield _int8_rows("weights", scheme.weights)
+    if scheme.kv is not None:
+        yield "rounded keys and values, since no kernel of a GPU rounds row by row; use --kv 16"
+
+
+def _int8_rows(part: str, grid: Grid | None) -> str | None:
+    """Both sides of its integer product: symmetric, and one scale a row."""
+    if grid is None or (grid.symmetric and grid.group is None and grid.per != "tensor"):
+        return None
+    return (
+        f"{part} of {grid}; its integer product takes int8 by int8, symmetric, a scale for every "
+        "token and channel (w8a8, w4a8), or leave activations in float (w4a16-g32, w8a16)"
+    )
+
+
+# What only one of the targets cannot express.
+ONLY_OF: dict[str, Callable[[Scheme], Iterable[str | None]]] = {
+    "ort": _on_cpu,
+    "ort-cuda": _on_cuda,
+}

@@ -13,6 +13,8 @@ groups of inputs are a batch of products, [groups, batch, new, group] by [groups
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -61,7 +63,7 @@ def integer_linear(
         shift = build.op("Mul", x.zero, sums, name=f"{name}.shift")
         product = build.op("Sub", product, shift, name=f"{name}.centred")
     scaled = build.op("Mul", product, x.scale, name=f"{name}.scaled")
-    return _add_bias(build, scaled, bias, name)
+    return add_bias(build, scaled, bias, name, build.weight)
 
 
 def _groups(build: Builder, integers: ir.Value, weight: IntegerWeight, name: str) -> ir.Value:
@@ -87,7 +89,7 @@ def block_linear(
     name: str,
     accuracy: int,
 ) -> ir.Value:
-    """Multiply ``x`` float32 [..., in] by blocks of ``weight``: float32 [..., out].
+    """Multiply ``x`` [..., in], of the graph's floats, by blocks of ``weight``: [..., out].
 
     The kernel itself rounds ``x``, by token and block, or leaves it in float: see ``accuracy``.
     """
@@ -105,18 +107,25 @@ def block_linear(
         block_size=found.size,
         accuracy_level=accuracy,
     )
-    return _add_bias(build, product, bias, name)
+    return add_bias(build, product, bias, name, build.float_weight)
 
 
 def float_linear(
     build: Builder, x: ir.Value, weight: ir.Value, bias: NDArray[np.float32] | None, name: str
 ) -> ir.Value:
-    """Multiply ``x`` [..., in] by ``weight`` float32 [in, out]."""
+    """Multiply ``x`` [..., in] by ``weight`` [in, out], both of the graph's floats."""
     product = build.op("MatMul", x, weight, name=f"{name}.matmul")
-    return _add_bias(build, product, bias, name)
+    return add_bias(build, product, bias, name, build.float_weight)
 
 
-def _add_bias(build: Builder, y: ir.Value, bias: NDArray[np.float32] | None, name: str) -> ir.Value:
+def add_bias(
+    build: Builder,
+    y: ir.Value,
+    bias: NDArray[np.float32] | None,
+    name: str,
+    store: Callable[[NDArray[np.float32], str], ir.Value],
+) -> ir.Value:
+    """``y`` plus a bias, ``store``d in the type of ``y``; as it is where there is none."""
     if bias is None:
         return y
-    return build.op("Add", y, build.weight(bias, f"{name}.bias"), name=f"{name}.biased")
+    return build.op("Add", y, store(bias, f"{name}.bias"), name=f"{name}.biased")

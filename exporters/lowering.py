@@ -12,9 +12,10 @@ from slmq_edge.anatomy import Anatomy, Online
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.exporters import linears, rows
 from slmq_edge.exporters.attention import is_fused
-from slmq_edge.exporters.graph import IR_VERSION, OPSET
+from slmq_edge.exporters.flavours import Flavour
+from slmq_edge.exporters.graph import IR_VERSION, OPSET, Floats
 from slmq_edge.exporters.limits import is_in_blocks
-from slmq_edge.exporters.rows import FLOAT_BITS, Multiplication, Row
+from slmq_edge.exporters.rows import Multiplication, Row
 from slmq_edge.scheme import Grid
 
 LONGEST_ROTARY_TABLE = 32768
@@ -58,9 +59,11 @@ def context_length(shape: Anatomy) -> int:
     return min(shape.max_positions, LONGEST_ROTARY_TABLE)
 
 
-def lowering(multiplications: Sequence[Multiplication], checkpoint: Checkpoint) -> Lowering:
+def lowering(
+    multiplications: Sequence[Multiplication], checkpoint: Checkpoint, flavour: Flavour
+) -> Lowering:
     """Sum up the multiplications that were written (attention's own products are not counted)."""
-    shape, scheme = checkpoint.anatomy, checkpoint.scheme
+    shape, scheme, floats = checkpoint.anatomy, checkpoint.scheme, flavour.floats
     blocks = [one for one in multiplications if one.part == "linear"]
     (head,) = (one for one in multiplications if one.part == "head")
     integer = [one for one in multiplications if one.is_integer]
@@ -69,18 +72,20 @@ def lowering(multiplications: Sequence[Multiplication], checkpoint: Checkpoint) 
     return Lowering(
         scheme_ran=scheme_ran(blocks),
         int8_gemm_share=sum(one.macs_per_token for one in integer) / total,
-        weights=_one_or_mixed({rows.words_of(one.grid) for one in blocks}),
-        activation_mode=rows.activation_mode(scheme.activations if integer else None, scheme),
-        kv_cache=_kv_cache(scheme.kv),
+        weights=_one_or_mixed({rows.words_of(one.grid, floats) for one in blocks}),
+        activation_mode=rows.activation_mode(
+            scheme.activations if integer else None, scheme, floats
+        ),
+        kv_cache=_kv_cache(scheme.kv, floats),
         online_rotations=_online(checkpoint.online),
         attention="GroupQueryAttention" if is_fused(shape) else "standard operators",
         lm_head=_head(head),
         weight_storage_bits={
             "linears": max(one.bits for one in blocks),
             "lm_head": head.bits,
-            "embedding": FLOAT_BITS if table is None else table.grid.bits,
+            "embedding": floats.bits if table is None else table.grid.bits,
         },
-        integer_gemm=_integer_gemm(integer, is_in_blocks(scheme)),
+        integer_gemm=_integer_gemm(integer, is_in_blocks(scheme), flavour),
         opset=OPSET,
         ir_version=IR_VERSION,
         context_length=context_length(shape),
@@ -101,10 +106,10 @@ def _one_or_mixed(found: set[str]) -> str:
     return found.pop() if len(found) == 1 else "mixed"
 
 
-def _kv_cache(grid: Grid | None) -> str:
+def _kv_cache(grid: Grid | None, floats: Floats) -> str:
     if grid is None:
-        return "float32"
-    return f"rounded to int{grid.bits} by token and head, stored as float32"
+        return floats.name
+    return f"rounded to int{grid.bits} by token and head, stored as {floats.name}"
 
 
 def _online(online: Online) -> list[str]:
@@ -118,11 +123,14 @@ def _head(head: Multiplication) -> str:
     return f"int{head.bits}" if head.is_integer else f"int{head.bits} stored, float multiplied"
 
 
-def _integer_gemm(integer: Sequence[Multiplication], in_blocks: bool) -> dict[str, str] | None:
+def _integer_gemm(
+    integer: Sequence[Multiplication], in_blocks: bool, flavour: Flavour
+) -> dict[str, str] | None:
     if not integer:
         return None
     grouped = any(one.grid is not None and one.grid.group is not None for one in integer)
-    gemm = {"operator": linears.OPERATOR, "activation": "uint8", "weight": "uint8"}
+    kind = flavour.integer
+    gemm = {"operator": flavour.operator, "activation": kind, "weight": kind}
     if in_blocks:
         bits = str(max(one.bits for one in integer if one.blocks_share))
         blocks = {"operator": linears.BLOCK_OPERATOR, "activation": "int8 by block", "bits": bits}

@@ -1,4 +1,4 @@
-"""The ``ort`` flavour: a decoder with a KV cache for ONNX Runtime, from Anatomy and Checkpoint.
+"""A decoder with a KV cache for ONNX Runtime, from Anatomy and Checkpoint, in one of ``flavours``.
 
 Inputs and outputs are named as optimum names them: ``input_ids``, ``attention_mask``,
 ``position_ids``, ``past_key_values.N.key|value``; ``logits``, ``present.N.key|value``. For how many
@@ -14,33 +14,32 @@ from numpy.typing import NDArray
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
-from slmq_edge.exporters import linears, rotations, roundings, weights
+from slmq_edge.exporters import linears, rotations, weights
 from slmq_edge.exporters.attention import Attention, Cache
-from slmq_edge.exporters.graph import MICROSOFT, Builder
+from slmq_edge.exporters.flavours import ORT, Flavour
+from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
 from slmq_edge.exporters.limits import check, is_in_blocks
 from slmq_edge.exporters.lowering import Lowering, context_length, lowering
-from slmq_edge.exporters.roundings import ByToken, Quantized
 from slmq_edge.exporters.rows import Multiplication, Part
-from slmq_edge.exporters.weights import Stored
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
 
 KEEP_ALL = 2**31 - 1
 
 
-def write(checkpoint: Checkpoint, signed: bool = False) -> tuple[ir.Model, Lowering]:
+def write(checkpoint: Checkpoint, flavour: Flavour = ORT) -> tuple[ir.Model, Lowering]:
     """The graph of a checkpoint, and the report of how it was lowered.
 
-    signed: multiply by int8 weights, of the same bytes on disk: exact, and fast on the newest
-    runtimes, only on a CPU whose kernels do not saturate.
+    ``flavours.ORT_SIGNED`` is exact, and fast on the newest runtimes, only on a CPU whose kernels
+    do not saturate.
 
     Raises:
-        Unsupported: a scheme that this flavour cannot express (``check``), or zero points that do
-            not fit its kernels.
+        Unsupported: a scheme that this flavour cannot express (``check``), or zero points or
+            weights that do not fit its types.
     """
-    check(checkpoint.scheme)
-    writer = _Writer(checkpoint, signed)
-    return writer.model(), lowering(writer.multiplications, checkpoint)
+    check(checkpoint.scheme, target=flavour.target)
+    writer = _Writer(checkpoint, flavour)
+    return writer.model(), lowering(writer.multiplications, checkpoint, flavour)
 
 
 def kind_of(linear: str) -> str:
@@ -60,17 +59,17 @@ def _joint_name(group: tuple[str, ...]) -> str:
 class _Writer:
     """Walks the anatomy once, writing nodes as it goes, and counts what it multiplies by."""
 
-    def __init__(self, checkpoint: Checkpoint, signed: bool) -> None:
-        self.checkpoint, self.shape, self.signed = checkpoint, checkpoint.anatomy, signed
-        self.build = Builder()
-        self.inputs = _inputs(self.shape)
+    def __init__(self, checkpoint: Checkpoint, flavour: Flavour) -> None:
+        self.checkpoint, self.shape = checkpoint, checkpoint.anatomy
+        self.flavour, self.floats = flavour, flavour.floats
+        self.build = Builder(self.floats)
+        self.inputs = _inputs(self.shape, self.floats)
         self.multiplications: list[Multiplication] = []
         build = self.build
         self._keep = build.weight(np.array([KEEP_ALL], np.int64), "logits_to_keep")
+        self._integers = flavour.integers(build, checkpoint)
         self._table = self._stored_table()
-        grid = checkpoint.scheme.input_grid(names.HEAD)
-        self._rounds_inputs = grid is not None
-        self._by_token = ByToken(build, grid) if grid and grid.per == "token" else None
+        self._rounds_inputs = checkpoint.scheme.activations is not None
 
     def model(self) -> ir.Model:
         build, shape = self.build, self.shape
@@ -145,19 +144,20 @@ class _Writer:
         """The lookup table, row-major: a tied head shares this one copy (ONNXRUNTIME 10)."""
         table = self.checkpoint.integers.get(names.EMBED)
         if table is None:
-            return self.build.weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
-        return weights.store8(self.build, table.integers.numpy(), "embed", signed=False)
+            return self.build.float_weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
+        return self._integers.store_table(table.integers.numpy())
 
     def _scaled_rows(self, stored: ir.Value) -> ir.Value:
         """Rows of an 8-bit table, as floats."""
         build, tokens = self.build, self.inputs["input_ids"]
         table = self.checkpoint.integers[names.EMBED]
         scales = build.weight(table.scale[:, 0].numpy(), "embed.scale")
-        integers = self._centred(stored, "embed")
+        integers = self._integers.centred(stored, "embed")
         scale = build.op("Gather", scales, tokens, name="embed.row_scale", axis=0)
         axis = build.constant([-1], np.int64)
         column = build.op("Unsqueeze", scale, axis, name="embed.row_scale_column")
-        return build.op("Mul", integers, column, name="embed.rows")
+        rows = build.op("Mul", integers, column, name="embed.rows")
+        return build.as_floats(rows, "embed.rows")
 
     def _head(self, normed: ir.Value) -> ir.Value:
         """Logits of the last ``logits_to_keep`` positions, [batch, kept, vocab]."""
@@ -178,50 +178,45 @@ class _Writer:
         return out
 
     def _multiply_head(self, rows: ir.Value) -> ir.Value:
+        """Logits, float32 [rows, vocab]."""
         build, weight = self.build, self.checkpoint.integer_weight(names.HEAD)
         grid = None if weight is None else weight.grid
         is_integer = weight is not None and self._rounds_inputs
         size = self.shape.vocab * self.shape.hidden
         self._count(names.HEAD, "head", grid, is_integer, size)
         if weight is not None and is_integer:
-            turned = self._table_turned() if self.shape.tied else None
-            quantized = self._quantize(rows, names.HEAD, self.shape.hidden, names.HEAD, False)
-            stored = turned or weights.store(build, weight, names.HEAD, self.signed)
-            return linears.integer_linear(build, quantized, stored, weight, None, names.HEAD)
+            levels = weight.integers.numpy()
+            turned = self._integers.turned_table(self._table, levels) if self.shape.tied else None
+            quantized = self._integers.quantize(
+                rows, names.HEAD, self.shape.hidden, f"{names.HEAD}.input", False
+            )
+            stored = turned or self._integers.store(weight, names.HEAD)
+            return self._integers.multiply(quantized, stored, weight, None, names.HEAD)
         if self.shape.tied:
             table = self._table if weight is None else self._table_as_floats()
-            return build.op("Gemm", rows, table, name="lm_head.matmul", transB=1)
-        if weight is not None:
-            values = weights.dequantize(build, weight, names.HEAD)
+            flat = build.op("Gemm", rows, table, name="lm_head.matmul", transB=1)
         else:
-            head = self._tensor(f"{names.HEAD}.weight")
-            values = build.weight(head.T, f"{names.HEAD}.weight")
-        return linears.float_linear(build, rows, values, None, names.HEAD)
+            values = self._float_weight((names.HEAD,), weight, names.HEAD)
+            flat = linears.float_linear(build, rows, values, None, names.HEAD)
+        return build.as_float32(flat, names.HEAD)
 
-    def _table_turned(self) -> Stored:
-        """The 8-bit table as the weight of a head [hidden, vocab].
-
-        Signed, it is read a second time: rows are looked up in the file, where they cost nothing.
-        """
-        table = self._table
-        if self.signed:
-            levels = self.checkpoint.integers[names.EMBED].integers.numpy()
-            table = weights.store8(self.build, levels, "lm_head.table", self.signed)
-        turned = self.build.op("Transpose", table, name="lm_head.weight", perm=[1, 0])
-        return Stored(turned, weights.middle(self.signed))
+    def _float_weight(
+        self, group: tuple[str, ...], weight: IntegerWeight | None, name: str
+    ) -> ir.Value:
+        """Linears side by side as floats [in, out]: their own, or what ``weight`` stands for."""
+        if weight is None:
+            rows = np.concatenate([self._tensor(f"{linear}.weight") for linear in group])
+            return self.build.float_weight(rows.T, f"{name}.weight")
+        values = weights.dequantize(self.build, weight, name)
+        return self.build.as_floats(values, f"{name}.weight")
 
     def _table_as_floats(self) -> ir.Value:
         """The whole 8-bit table as floats [vocab, hidden], turned into them at load."""
         scale = self.checkpoint.integers[names.EMBED].scale.numpy()
-        centred = self._centred(self._table, "lm_head")
+        centred = self._integers.centred(self._table, "lm_head")
         scales = self.build.weight(scale, "lm_head.scale")
-        return self.build.op("Mul", centred, scales, name="lm_head.weight")
-
-    def _centred(self, stored: ir.Value, name: str) -> ir.Value:
-        build = self.build
-        floats = build.op("Cast", stored, name=f"{name}.cast", to=ir.DataType.FLOAT)
-        zero = build.constant(roundings.ZERO_POINT, np.float32)
-        return build.op("Sub", floats, zero, name=f"{name}.integers")
+        values = self.build.op("Mul", centred, scales, name="lm_head.weight")
+        return self.build.as_floats(values, "lm_head.weight")
 
     def _halves(self, x: ir.Value, name: str) -> tuple[ir.Value, ...]:
         """gate and up, which were multiplied as one."""
@@ -240,11 +235,10 @@ class _Writer:
         build, found = self.build, [self.checkpoint.integer_weight(linear) for linear in group]
         rounded: list[IntegerWeight] = [weight for weight in found if weight is not None]
         if not rounded:
-            rows = np.concatenate([self._tensor(f"{linear}.weight") for linear in group])
-            self._count(name, "linear", None, False, rows.size)
-            return linears.float_linear(
-                build, x, build.weight(rows.T, f"{name}.weight"), bias, name
-            )
+            values = self._float_weight(group, None, name)
+            macs = sum(self._tensor(f"{linear}.weight").size for linear in group)
+            self._count(name, "linear", None, False, macs)
+            return linears.float_linear(build, x, values, bias, name)
         weight = weights.stack(rounded)
         is_integer, macs = self._rounds_inputs, weight.integers.numel()
         in_blocks = is_in_blocks(self.checkpoint.scheme)
@@ -253,28 +247,20 @@ class _Writer:
             accuracy = linears.INTEGER_INPUT if is_integer else linears.FLOAT_INPUT
             return linears.block_linear(build, x, weight, bias, name, accuracy)
         if not is_integer:
-            values = weights.dequantize(build, weight, name)
+            values = self._float_weight(group, weight, name)
             return linears.float_linear(build, x, values, bias, name)
-        quantized = self._quantize(x, group[0], weight.integers.shape[1], name, True)
-        stored = weights.store(build, weight, name, self.signed)
-        return linears.integer_linear(build, quantized, stored, weight, bias, name)
-
-    def _quantize(
-        self, x: ir.Value, linear: str, width: int, name: str, all_tokens: bool
-    ) -> Quantized:
-        """Round what ``linear`` reads [rows, width]; ``all_tokens``: a row for each of them."""
-        if self._by_token is not None:
-            return self._by_token(x, width, f"{name}.input", all_tokens)
-        grid = self.checkpoint.scheme.activations
-        assert grid is not None, "asked where inputs are rounded"
-        steps = self.checkpoint.inputs[linear]
-        return roundings.by_tensor(self.build, x, grid, steps, f"{name}.input")
+        quantized = self._integers.quantize(
+            x, group[0], weight.integers.shape[1], f"{name}.input", True
+        )
+        stored = self._integers.store(weight, name)
+        product = self._integers.multiply(quantized, stored, weight, bias, name)
+        return build.as_floats(product, name)
 
     def _add_norm(
         self, stream: ir.Value, update: ir.Value | None, name: str
     ) -> tuple[ir.Value, ir.Value]:
         """(stream + update, its norm times gain); the stream as it is where nothing is added."""
-        gain = self.build.weight(self._tensor(f"{name}.weight"), f"{name}.weight")
+        gain = self.build.float_weight(self._tensor(f"{name}.weight"), f"{name}.weight")
         epsilon = self.shape.norm_eps
         if update is None:
             normed = self.build.op(
@@ -304,7 +290,7 @@ class _Writer:
         if rotation is None:
             return x
         self._count(name, "rotation", None, False, rotation.numel())
-        stored = self.build.weight(rotation.numpy().T, f"{name}.weight")
+        stored = self.build.float_weight(rotation.numpy().T, f"{name}.weight")
         return linears.float_linear(self.build, x, stored, None, name)
 
     def _count(
@@ -317,11 +303,12 @@ class _Writer:
         in_blocks: bool = False,
     ) -> None:
         as_floats = "Gemm" if part == "head" and self.shape.tied else "MatMul"
-        operator = linears.OPERATOR if is_integer else as_floats
+        operator = self.flavour.operator if is_integer else as_floats
         operator = linears.BLOCK_OPERATOR if in_blocks else operator
         shared = in_blocks and is_integer
-        one = Multiplication(name, part, grid, is_integer, macs, operator, shared)
-        self.multiplications.append(one)
+        self.multiplications.append(
+            Multiplication(name, part, grid, is_integer, macs, operator, shared, self.floats)
+        )
 
     def _tensor(self, name: str) -> NDArray[np.float32]:
         array: NDArray[np.float32] = self.checkpoint.tensors[name].numpy()
@@ -337,20 +324,22 @@ class _Writer:
             for kind in ("key", "value"):
                 value: ir.Value = getattr(present, kind)
                 value.name = f"present.{layer}.{kind}"
-                value.type = ir.TensorType(ir.DataType.FLOAT)
+                value.type = ir.TensorType(self.floats.onnx)
                 value.shape = _cache_shape(self.shape, "total_length")
                 outputs.append(value)
         return outputs
 
 
-def _inputs(shape: Anatomy) -> dict[str, ir.Value]:
-    int64, float32 = ir.DataType.INT64, ir.DataType.FLOAT
+def _inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
+    int64 = ir.DataType.INT64
     values = [
         ir.val("input_ids", int64, ["batch_size", "new_length"]),
         ir.val("attention_mask", int64, ["batch_size", "total_length"]),
         ir.val("position_ids", int64, ["batch_size", "new_length"]),
         *(
-            ir.val(f"past_key_values.{layer}.{kind}", float32, _cache_shape(shape, "past_length"))
+            ir.val(
+                f"past_key_values.{layer}.{kind}", floats.onnx, _cache_shape(shape, "past_length")
+            )
             for layer in range(shape.layers)
             for kind in ("key", "value")
         ),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from slmq_edge.checkpoint import IntegerWeight
-from slmq_edge.exporters import linears, weights
+from slmq_edge.exporters import cuda, linears, weights
 from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.exporters.limits import LEAST_BLOCK
 from slmq_edge.exporters.roundings import ZERO_POINT
@@ -25,7 +25,8 @@ def write_probe(gemm: Mapping[str, str], signed: bool = False) -> ir.Model:
     Its float32 output ``y`` is the exact integer sum on a kernel that does not saturate;
     ``weights`` uint8 [k, n] returns the constants, zero point 128 too. gemm: how the graph
     multiplies (``lowering.integer_gemm``); each way that it does is probed, side by side.
-    signed: the constants are multiplied as int8, as those of the signed graph are.
+    signed: the constants are multiplied as int8, as those of the signed graph are. Where the graph
+    multiplies int8 by int8, so does the probe, less the zero points.
     """
     build = Builder()
     a = ir.val("a", ir.DataType.UINT8, ["m", DEPTH])
@@ -34,7 +35,10 @@ def write_probe(gemm: Mapping[str, str], signed: bool = False) -> ir.Model:
     extremes[:, :2] = ends
     # Constants of a batch take another path than the prepacked ones of a single product.
     kind = "batched" if "batch" in gemm else "single"
-    products = [_product(build, a, extremes, kind, signed)]
+    if gemm["operator"] == cuda.OPERATOR:
+        products = [_signed_product(build, a, extremes)]
+    else:
+        products = [_product(build, a, extremes, kind, signed)]
     stored = [extremes]
     if gemm["operator"] == linears.BLOCK_OPERATOR:
         bits = int(gemm["bits"])
@@ -65,6 +69,15 @@ def _product(
     inputs = (x, stored, one, one, zero, middles)
     y = build.op(linears.OPERATOR, *inputs, name=name, domain=MICROSOFT)
     return build.op("Squeeze", y, axis, name=f"{name}.squeezed") if batched else y
+
+
+def _signed_product(build: Builder, a: ir.Value, extremes: NDArray[np.uint8]) -> ir.Value:
+    one, zero = build.constant(1.0, np.float32), build.constant(ZERO_POINT, np.uint8)
+    centred = build.op("DequantizeLinear", a, one, zero, name="centred")
+    x = build.op("Cast", centred, name="signed", to=ir.DataType.INT8)
+    levels = build.weight((extremes.astype(np.int16) - ZERO_POINT).astype(np.int8), "extremes")
+    sums = build.op(cuda.OPERATOR, x, levels, name="product")
+    return build.op("Cast", sums, name="sums", to=ir.DataType.FLOAT)
 
 
 def _block_product(build: Builder, a: ir.Value, levels: NDArray[np.uint8], bits: int) -> ir.Value:

@@ -124,14 +124,14 @@ def _rows(build: Builder, x: ir.Value, grid: Grid, name: str) -> _Rows:
     if grid.symmetric:
         magnitude = build.op("Abs", x, name=f"{name}.abs")
         reach = build.op("ReduceMax", magnitude, axis, name=f"{name}.absmax", keepdims=1)
-        return _Rows(_scale(build, reach, grid.top, name), None)
+        return _Rows(scale_of(build, reach, grid.top, name), None)
     greatest = build.op("ReduceMax", x, axis, name=f"{name}.max", keepdims=1)
     least = build.op("ReduceMin", x, axis, name=f"{name}.min", keepdims=1)
     high = build.op("Relu", greatest, name=f"{name}.high")
     turned = build.op("Neg", least, name=f"{name}.min_turned")
     below = build.op("Relu", turned, name=f"{name}.below_zero")
     reach = build.op("Add", high, below, name=f"{name}.reach")
-    scale = _scale(build, reach, 2**grid.bits - 1, name)
+    scale = scale_of(build, reach, 2**grid.bits - 1, name)
     # Without a zero point of its own it rounds to uint8: the zero point is -low in steps.
     zero = build.op(
         "QuantizeLinear", below, scale, name=f"{name}.zero_points", axis=-1, block_size=1
@@ -139,7 +139,8 @@ def _rows(build: Builder, x: ir.Value, grid: Grid, name: str) -> _Rows:
     return _Rows(scale, zero)
 
 
-def _scale(build: Builder, reach: ir.Value, spaces: int, name: str) -> ir.Value:
+def scale_of(build: Builder, reach: ir.Value, spaces: int, name: str) -> ir.Value:
+    """A range float32 [..., 1] cut into ``spaces``: the scale of its row."""
     floor = build.constant(SMALLEST_RANGE, np.float32)
     clamped = build.op("Max", reach, floor, name=f"{name}.clamped")
     return build.op("Div", clamped, build.constant(spaces, np.float32), name=f"{name}.scale")

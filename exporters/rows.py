@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from slmq_edge.exporters.graph import FLOAT32, Floats
 from slmq_edge.scheme import Grid, Scheme
 
-FLOAT_BITS = 32
-FLOAT = "float32"
 # Operators that read weights as they are stored; all others find them unpacked, as bytes where
 # they multiply integers and as floats where they do not (ONNXRUNTIME 14).
 PACKED_OPERATORS = ("MatMulNBits",)
@@ -20,8 +19,8 @@ Part = Literal["linear", "head", "rotation"]
 class Multiplication:
     """A matrix that the graph multiplies by: its grid (``None``: float), and how.
 
-    operator: the ONNX operator. blocks_share: a scale, of weights and of their inputs. exact:
-    whether sums of integers are exact on every CPU.
+    operator: the ONNX operator. blocks_share: a scale, of weights and of their inputs. floats:
+    of the graph. exact: whether sums of integers are exact on whatever its target is for.
     """
 
     name: str
@@ -31,25 +30,26 @@ class Multiplication:
     macs_per_token: int
     operator: str
     blocks_share: bool = False
+    floats: Floats = FLOAT32
     exact: bool = True
 
     @property
     def bits(self) -> int:
         """On disk."""
-        return FLOAT_BITS if self.grid is None else self.grid.bits
+        return self.floats.bits if self.grid is None else self.grid.bits
 
     @property
     def memory_bits(self) -> int:
         """After load."""
         if self.grid is None or self.operator in PACKED_OPERATORS:
             return self.bits
-        return 8 if self.is_integer else FLOAT_BITS
+        return 8 if self.is_integer else self.floats.bits
 
     @property
     def scheme(self) -> str:
         """Its precision, named as schemes are."""
         if self.grid is None:
-            return "fp32"
+            return self.floats.scheme
         kind = "b" if self.blocks_share else "g"
         group = "" if self.grid.group is None else f"-{kind}{self.grid.group}"
         return f"w{self.bits}a{8 if self.is_integer else 16}{group}"
@@ -62,7 +62,7 @@ class Row:
     asked_weights, asked_activations: grids, in words; ``None`` for a rotation, of which no scheme
     speaks. scheme: what is executed, as schemes are named. storage_bits: on disk. memory_bits:
     after load. activation_mode: how the input is rounded when it runs. exact: whether the integer
-    sums are, on every CPU; ``None`` where floats are multiplied.
+    sums are, on whatever the target is for; ``None`` where floats are multiplied.
     """
 
     name: str
@@ -87,28 +87,28 @@ def row(one: Multiplication, scheme: Scheme, tied: bool) -> Row:
     return Row(
         name=one.name,
         part=one.part,
-        asked_weights=None if is_rotation else words_of(asked[one.part]),
-        asked_activations=None if is_rotation else words_of(inputs),
+        asked_weights=None if is_rotation else words_of(asked[one.part], one.floats),
+        asked_activations=None if is_rotation else words_of(inputs, one.floats),
         scheme=one.scheme,
         operator=one.operator,
         integer=one.is_integer,
         storage_bits=one.bits,
         memory_bits=one.memory_bits,
-        activation_mode=activation_mode(inputs if one.is_integer else None, scheme),
+        activation_mode=activation_mode(inputs if one.is_integer else None, scheme, one.floats),
         exact=one.exact if one.is_integer else None,
         macs_per_token=one.macs_per_token,
     )
 
 
-def words_of(grid: Grid | None) -> str:
-    """A grid in words; float where there is none."""
-    return FLOAT if grid is None else str(grid)
+def words_of(grid: Grid | None, floats: Floats) -> str:
+    """A grid in words; the graph's floats where there is none."""
+    return floats.name if grid is None else str(grid)
 
 
-def activation_mode(grid: Grid | None, scheme: Scheme) -> str:
+def activation_mode(grid: Grid | None, scheme: Scheme, floats: Floats) -> str:
     """How inputs of that grid are rounded when they come, in words; ``None``: not at all."""
     if grid is None:
-        return FLOAT
+        return floats.name
     symmetry = "symmetric" if grid.symmetric else "asymmetric"
     when = f"static by {scheme.range}" if grid.per == "tensor" else "dynamic"
     shared = "" if grid.group is None else f" and block of {grid.group}"

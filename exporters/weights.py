@@ -65,15 +65,15 @@ def store(build: Builder, weight: IntegerWeight, name: str, signed: bool = False
         zeros = _in_a_byte(_per_group(weight.zero, weight) + ZERO_POINT, name)
         return Stored(stored, _signed(zeros) if signed else zeros)
     kind = ir.DataType.INT8 if signed else ir.DataType.UINT8
-    nibbles = _nibbles(build, levels, name)
+    packed = nibbles(build, levels, name)
     if weight.zero is None:
         if signed:
-            nibbles = build.op("Cast", nibbles, name=f"{name}.weight", to=kind)
-        return Stored(nibbles, np.array(HALF_BYTE, middle(signed).dtype))
+            packed = build.op("Cast", packed, name=f"{name}.weight", to=kind)
+        return Stored(packed, np.array(HALF_BYTE, middle(signed).dtype))
     centred = levels.astype(np.int32) - _per_group(weight.zero, weight)
     _in_a_byte(centred + ZERO_POINT, name)
     # onnxruntime 1.19 has no 8-bit subtraction.
-    wide = build.op("Cast", nibbles, name=f"{name}.weight_wide", to=ir.DataType.INT32)
+    wide = build.op("Cast", packed, name=f"{name}.weight_wide", to=ir.DataType.INT32)
     shift = _per_group(weight.zero, weight) + (HALF_BYTE - int(middle(signed)))
     moved = build.op(
         "Sub", wide, _zeros(build, shift, ir.DataType.INT32, name), name=f"{name}.weight_centred"
@@ -104,12 +104,12 @@ def _signed(points: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 
 def dequantize(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:
-    """The weight as floats [in, out], from its integers: (integers - zero) * scale."""
+    """The weight as float32 [in, out], from its integers: (integers - zero) * scale."""
     signed = laid_out(weight)
     if weight.grid.bits == 8:
         middle, stored = ZERO_POINT, build.weight(unsigned(signed), f"{name}.weight_integers")
     else:
-        middle, stored = HALF_BYTE, _nibbles(build, signed, name)
+        middle, stored = HALF_BYTE, nibbles(build, signed, name)
     floats = build.op("Cast", stored, name=f"{name}.weight_cast", to=ir.DataType.FLOAT)
     if weight.zero is None:
         zero = build.constant(middle, np.float32)
@@ -132,7 +132,7 @@ def dequantize(build: Builder, weight: IntegerWeight, name: str) -> ir.Value:
 
 @dataclass(frozen=True)
 class Blocks:
-    """integers: uint8 [out, blocks, bytes]; scale: float32 [out * blocks]; zero: uint8 or ``None``.
+    """integers: uint8 [out, blocks, bytes]; scale: floats [out * blocks]; zero: uint8 or ``None``.
 
     Without zero points, the middle of the levels stands for zero.
     """
@@ -168,7 +168,7 @@ def blocks(build: Builder, weight: IntegerWeight, name: str) -> Blocks:
     return Blocks(
         size,
         build.weight(_pairs(filled, bits), f"{name}.weight"),
-        build.weight(scale, f"{name}.scale"),
+        build.float_weight(scale, f"{name}.scale"),
         zero,
     )
 
@@ -209,18 +209,18 @@ def _per_group(values: torch.Tensor, weight: IntegerWeight) -> NDArray[Any]:
     return array[0] if weight.grid.group is None else array[:, None, None, :]
 
 
-def _nibbles(build: Builder, signed: NDArray[np.int8], name: str) -> ir.Value:
+def nibbles(build: Builder, signed: NDArray[np.int8], name: str) -> ir.Value:
     """Levels -8..7 as uint8 0..15, stored in half a byte each."""
-    nibbles = (signed + HALF_BYTE).astype(np.uint8)
-    packed = build.weight(pack4(nibbles), f"{name}.weight_packed")
+    levels = (signed + HALF_BYTE).astype(np.uint8)
+    packed = build.weight(pack4(levels), f"{name}.weight_packed")
     low = build.op("BitwiseAnd", packed, build.constant(15, np.uint8), name=f"{name}.weight_low")
     four = build.constant(4, np.uint8)
     high = build.op("BitShift", packed, four, name=f"{name}.weight_high", direction="RIGHT")
     flat = build.op("Concat", low, high, name=f"{name}.weight_flat", axis=0)
-    if nibbles.size % 2:
-        begin, end = (build.constant([at], np.int64) for at in (0, nibbles.size))
+    if levels.size % 2:
+        begin, end = (build.constant([at], np.int64) for at in (0, levels.size))
         flat = build.op("Slice", flat, begin, end, name=f"{name}.weight_cut")
-    shape = build.constant(nibbles.shape, np.int64)
+    shape = build.constant(levels.shape, np.int64)
     return build.op("Reshape", flat, shape, name=f"{name}.weight_nibbles")
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from slmq_edge.exporters.flavours import Flavour
     from slmq_edge.exporters.lowering import Lowering
     from slmq_edge.golden import Draft, Golden
     from slmq_edge.runner.golden import GoldenReport
@@ -60,7 +61,7 @@ def check_target(target: str) -> None:
         raise MissingExtra("onnx-ir", "onnx") from error
 
 
-def check_scheme(scheme: Scheme, runtime: str | None = None) -> None:
+def check_scheme(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> None:
     """Refuse what the target cannot express, before anything is quantized for it.
 
     runtime: which onnxruntime it is for, by name; ``None``: the oldest that can run it.
@@ -71,7 +72,7 @@ def check_scheme(scheme: Scheme, runtime: str | None = None) -> None:
     """
     from slmq_edge.exporters import limits
 
-    limits.check(scheme, runtime)
+    limits.check(scheme, runtime, target)
 
 
 def export(
@@ -80,8 +81,9 @@ def export(
     force: bool = False,
     progress: Progress = lambda share, what: None,
     runtime: str | None = None,
+    target: str = "ort",
 ) -> dict[str, Any]:
-    """Write the ``ort`` bundle of a checkpoint to ``path``, and return its manifest.
+    """Write the bundle of a checkpoint for a target to ``path``, and return its manifest.
 
     runtime: which onnxruntime it is for, ``None`` for the oldest that can run it.
 
@@ -89,26 +91,30 @@ def export(
         Unsupported: the runtime cannot run the scheme.
         SlmqError: the graph does not compute what the simulation computes; nothing is written.
     """
+    import torch
+
     from slmq_edge import golden as goldens
     from slmq_edge import licenses, parts
-    from slmq_edge.exporters import graph, onnx, probe
+    from slmq_edge.exporters import flavours, graph, onnx, probe
     from slmq_edge.reports import card
 
-    check_scheme(checkpoint.scheme, runtime)
+    check_scheme(checkpoint.scheme, runtime, target)
+    flavour = flavours.FLAVOURS[target]
     with new_folder(path, force) as folder:
         (folder / GRAPH_FOLDER).mkdir()
         for name, content in checkpoint.extras.items():
             (folder / name).write_bytes(content)
-        _write_for_other_clients(checkpoint, folder)
+        _write_for_other_clients(checkpoint, folder, flavour)
         progress(0.0, "writing the graph")
-        model, lowering = onnx.write(checkpoint)
+        model, lowering = onnx.write(checkpoint, flavour)
         graph.save(model, folder / GRAPH)
         weights = parts.sizes(graph.tensor_bytes(model))
         del model
         gc.collect()  # a graph is all cycles, and its weights are not needed twice
         if lowering.integer_gemm is not None:
             graph.save(probe.write_probe(lowering.integer_gemm), folder / PROBE)
-            signed, _ = onnx.write(checkpoint, signed=True)
+        if lowering.integer_gemm is not None and flavour == flavours.ORT:
+            signed, _ = onnx.write(checkpoint, flavours.ORT_SIGNED)
             graph.save_beside(signed, folder / SIGNED_GRAPH, folder / GRAPH)
             signed_probe = probe.write_probe(lowering.integer_gemm, signed=True)
             graph.save(signed_probe, folder / SIGNED_PROBE)
@@ -116,11 +122,12 @@ def export(
             gc.collect()
         progress(0.3, "recording golden prompts")
         tokenizer = goldens.tokenizer_for(checkpoint, folder)
-        golden = goldens.record(checkpoint, tokenizer, lambda: _draft(folder / GRAPH))
+        floats = getattr(torch, flavour.floats.name)
+        golden = goldens.record(checkpoint, tokenizer, lambda: _draft(folder / GRAPH), floats)
         _write_arrays(folder / goldens.FILE, golden)
         progress(0.8, "checking the graph against its simulation")
-        verified = _verify(folder, golden, signed=lowering.integer_gemm is not None)
-        manifest = _manifest(checkpoint, lowering, golden, verified, runtime)
+        verified = _verify(folder, golden)
+        manifest = _manifest(checkpoint, flavour, lowering, golden, verified, runtime)
         manifest["weight_bytes"] = weights
         texts = tuple(name for name in checkpoint.extras if licenses.is_text(name))
         (folder / card.FILE).write_text(card.card(manifest, texts), "utf-8")
@@ -130,16 +137,16 @@ def export(
     return manifest
 
 
-def _write_for_other_clients(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the configs that optimum reads beside the graph, and the one of onnxruntime-genai."""
-    from slmq_edge.exporters import genai
+def _write_for_other_clients(checkpoint: Checkpoint, folder: Path, flavour: Flavour) -> None:
+    """Write the configs that optimum reads beside the graph, and onnxruntime-genai's, for a CPU."""
+    from slmq_edge.exporters import flavours, genai
 
     found = {name: checkpoint.extras[name] for name in CONFIGS if name in checkpoint.extras}
     for name, content in found.items():
         (folder / GRAPH_FOLDER / name).write_bytes(content)
     special = tuple(map(_object, found.values()))
     config = genai.config(checkpoint.anatomy, GRAPH, SESSION_OPTIONS, special)
-    if config is not None:
+    if config is not None and flavour == flavours.ORT:
         (folder / genai.FILE).write_text(json.dumps(config, indent=1) + "\n", "utf-8")
 
 
@@ -183,10 +190,10 @@ def _draft(graph: Path) -> Draft | None:
     return guess
 
 
-def _verify(folder: Path, golden: Golden, signed: bool) -> dict[str, Any] | None:
-    """Run the golden check here; ``None`` where no onnxruntime is installed.
+def _verify(folder: Path, golden: Golden) -> dict[str, Any] | None:
+    """Run the golden check of every graph that this CPU multiplies exactly, whatever its target.
 
-    signed: there is a signed graph too, which is checked where this CPU multiplies it exactly.
+    ``None``: there is none, or no onnxruntime is installed.
     """
     from slmq_edge.runner import golden as check
     from slmq_edge.runner import ort, probe
@@ -196,9 +203,15 @@ def _verify(folder: Path, golden: Golden, signed: bool) -> dict[str, Any] | None
     except MissingExtra:
         return None
     ort.return_memory()  # what the simulation took
-    graphs = [GRAPH]
-    if signed and probe.largest_error(folder / SIGNED_PROBE, 1, SESSION_OPTIONS) == 0:
-        graphs.append(SIGNED_GRAPH)
+    probed = {GRAPH: folder / PROBE, SIGNED_GRAPH: folder / SIGNED_PROBE}
+    graphs = [
+        one
+        for one, multiplying in probed.items()
+        if (folder / one).exists()
+        and (not multiplying.exists() or probe.largest_error(multiplying, 1, SESSION_OPTIONS) == 0)
+    ]
+    if not graphs:
+        return None
     limits = check.Limits(*(golden.limits[name] for name in check.Limits._fields))
     try:
         reports: list[GoldenReport] = [
@@ -211,11 +224,13 @@ def _verify(folder: Path, golden: Golden, signed: bool) -> dict[str, Any] | None
             "Nothing was written; this is a bug of ours or of onnxruntime "
             f"{runtime.__version__}, please report it."
         ) from error
-    return {"onnxruntime": runtime.__version__, "graphs": graphs, **reports[0]._asdict()}
+    where = {"onnxruntime": runtime.__version__, "provider": ort.ON_CPU.name, "graphs": graphs}
+    return {**where, **reports[0]._asdict()}
 
 
 def _manifest(
     checkpoint: Checkpoint,
+    flavour: Flavour,
     lowering: Lowering,
     golden: Golden,
     verified: dict[str, Any] | None,
@@ -241,10 +256,12 @@ def _manifest(
         "scheme_requested": checkpoint.scheme.name,
         "lowering": lowering.as_json(),
         "runtime": {
-            "kind": "ort",
+            "kind": flavour.target,
             "profile": runtime,
             "minimum_version": RUNTIMES[runtime],
             "session_options": dict(SESSION_OPTIONS),
+            "provider": flavour.provider.name,
+            "provider_options": dict(flavour.provider.options),
         },
         "context_length": lowering.context_length,
         "counts": {

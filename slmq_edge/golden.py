@@ -45,7 +45,7 @@ MOST_NOISE_TOKENS = PROMPTS.windows * PROMPTS.length
 
 @dataclass(frozen=True)
 class Noise:
-    """The simulation in float32 against itself in float64.
+    """The simulation in the artifact's floats against itself in float64.
 
     A single flipped rounding moves a logit by far more than float32's own precision (ONNXRUNTIME
     7), and all that follows in its text with it; so this, and no constant, is what an artifact can
@@ -82,8 +82,9 @@ def record(
     checkpoint: Checkpoint,
     tokenizer: Any | None,
     drafting: Callable[[], Draft | None] = lambda: None,
+    floats: torch.dtype = torch.float32,
 ) -> Golden:
-    """Run the simulation on the golden prompts, and measure its own noise.
+    """Run the simulation on the golden prompts, and measure its own noise in ``floats``.
 
     drafting: makes what guesses greedy continuations, which the simulation corrects: it decides
     nothing but how long that takes, and is not held longer.
@@ -98,7 +99,8 @@ def record(
     prompts = windows[:CHECKED]
     greedy, greedy_margins = _greedy(simulation, prompts, drafting())
     return_memory()  # the draft's
-    noise = measure_noise(checkpoint, simulation, windows)
+    as_artifact = simulation if floats == torch.float32 else Simulation(checkpoint, floats)
+    noise = measure_noise(checkpoint, as_artifact, windows)
     arrays = {
         "tokens": prompts.numpy(),
         **_scored(simulation, prompts),

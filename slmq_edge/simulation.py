@@ -33,7 +33,11 @@ MOST_ROWS = 16384
 
 
 class Simulation:
-    """A checkpoint as a callable model of ``dtype`` (float32 as the artifact, or float64)."""
+    """A checkpoint as a callable model of ``dtype``: of the artifact's floats, or float64.
+
+    In float16, scales and integer products are float32, as they are in the artifact; what comes of
+    them is rounded.
+    """
 
     def __init__(
         self,
@@ -41,12 +45,13 @@ class Simulation:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        table = checkpoint.integers.get(names.EMBED)
-        tables = {} if table is None else {f"{names.EMBED}.weight": _at(table, dtype)}
         self.checkpoint = checkpoint
+        self._floats, self._device = dtype, device
+        self._dtype = torch.float32 if dtype == torch.float16 else dtype
+        table = checkpoint.integers.get(names.EMBED)
+        tables = {} if table is None else {f"{names.EMBED}.weight": _at(table, self._dtype)}
         read = _ReadAs(checkpoint.tensors, tables, dtype, device)
         self.model = Decoder(checkpoint.anatomy, read, checkpoint.online)
-        self._dtype, self._device = dtype, device
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [batch, length, vocab] of tokens int64 [batch, length]."""
@@ -70,21 +75,21 @@ class Simulation:
         if weights[0] is None:
             return self.model.project(inputs, linears)
         grid = self.checkpoint.scheme.input_grid(linears[0])
-        x = None if grid is None else self._round(inputs, grid, linears[0])
+        x = None if grid is None else self._round(inputs.to(self._dtype), grid, linears[0])
         outputs = []
         for name, weight in zip(linears, weights, strict=True):
             assert weight is not None, "linears that share an input share a precision"
             pieces = (self._product(inputs, x, grid, piece) for piece in weight.split(MOST_ROWS))
             out = torch.cat(list(pieces), dim=-1)
             bias = self.model.weights.get(f"{name}.bias")
-            outputs.append(out if bias is None else out + bias)
+            outputs.append((out if bias is None else out + bias).to(self._floats))
         return tuple(outputs)
 
     def _product(
         self, inputs: Tensor, x: Rounded | None, grid: Grid | None, weight: IntegerWeight
     ) -> Tensor:
         if x is None or grid is None:
-            return inputs @ self._float(weight).mT
+            return inputs @ self._float(weight).to(self._floats).mT
         if grid.group is not None:
             return x.values(grid) @ self._float(weight).mT
         return self._multiply(x, weight)

@@ -122,7 +122,7 @@ def test_a_graph_that_computes_something_else_is_never_written(
     checkpoint = saved(tmp_path / "c", "w8a8")
     other = rounded(random_qwen2(), scheme("w4a8"))
     written = onnx.write(other)
-    monkeypatch.setattr(onnx, "write", lambda _, signed=False: written)
+    monkeypatch.setattr(onnx, "write", lambda _, flavour=None: written)
     with pytest.raises(SlmqError, match="does not compute what its simulation computes"):
         export(checkpoint, tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]

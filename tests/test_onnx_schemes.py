@@ -16,6 +16,7 @@ from slmq_edge.decoder import Decoder, logits
 from slmq_edge.errors import Unsupported, UsageError
 from slmq_edge.export import check_scheme
 from slmq_edge.exporters import graph, onnx, probe
+from slmq_edge.exporters.flavours import ORT_SIGNED
 from slmq_edge.exporters.limits import check, needed_runtime
 from slmq_edge.golden import KL_LIMIT, kl_divergence, measure_noise
 from slmq_edge.quantization import Prepared, Task
@@ -309,7 +310,7 @@ def test_the_signed_graph_computes_the_same_from_the_same_file(
     checkpoint = form_of(DECODERS[name](), FORMS[form])
     running = session(onnx.write(checkpoint)[0], tmp_path)
     before = (tmp_path / "model.onnx.data").read_bytes()
-    model, _ = onnx.write(checkpoint, signed=True)
+    model, _ = onnx.write(checkpoint, ORT_SIGNED)
     graph.save_beside(model, tmp_path / "signed.onnx", tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").read_bytes() == before
     stored = [

@@ -16,6 +16,8 @@ from slmq_edge.models import DEFAULT_MODEL
 if TYPE_CHECKING:
     from slmq_edge.quantize import Request
 
+DEFAULT_TARGET = "ort"
+
 
 @options.of_making
 def export(
@@ -28,7 +30,7 @@ def export(
         ),
     ] = None,
     output: options.Output = None,
-    target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = "ort",
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")] = DEFAULT_TARGET,
     runtime: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +54,7 @@ def export(
       slmq-edge export demo-llama --method none --scheme fp32 -o baseline/
       slmq-edge export HuggingFaceTB/SmolLM-135M --method smoothquant --lm-head int8
       slmq-edge export my-checkpoint/ -o bundle/
+      slmq-edge export my-checkpoint/ --target ort-cuda -o bundle-for-a-gpu/
       slmq-edge export --config my-checkpoint/recipe.toml --lm-head int8
     """
     from slmq_edge.checkpoint import is_checkpoint
@@ -61,7 +64,7 @@ def export(
     if model is not None and is_checkpoint(Path(model)):
         _refuse_settings(context, model)
         destination = output or options.default_output(model, target)
-        _export_checkpoint(Path(model), destination, runtime, as_json, force)
+        _export_checkpoint(Path(model), destination, runtime, as_json, force, target)
         return
 
     from slmq_edge.commands import making
@@ -70,8 +73,11 @@ def export(
     request = making.request_of(recipe, words)
     presets.check_exportable(str(recipe.preset), request.method)
     name = str(recipe.model)
-    destination = output or options.default_output(name, request.method, request.scheme.name)
-    _export_model(name, request, destination, runtime, as_json, force)
+    named = () if target == DEFAULT_TARGET else (target,)
+    destination = output or options.default_output(
+        name, request.method, request.scheme.name, *named
+    )
+    _export_model(name, request, destination, runtime, as_json, force, target)
 
 
 def _export_model(
@@ -81,6 +87,7 @@ def _export_model(
     runtime: str | None,
     as_json: bool,
     force: bool,
+    target: str = DEFAULT_TARGET,
 ) -> None:
     from slmq_edge.commands import making
     from slmq_edge.commands.progress import bar
@@ -91,16 +98,21 @@ def _export_model(
 
     check_output(destination, force, folder=True)
     planned = making.planned(model, request, destination, exports=True)
-    check_scheme(planned.request.scheme, runtime)
+    check_scheme(planned.request.scheme, runtime, target)
     with bar("reading the model") as progress:
         checkpoint = quantize(planned, progress, making.note)
-        manifest = write(checkpoint, destination, force, progress, runtime)
+        manifest = write(checkpoint, destination, force, progress, runtime, target)
     forget(planned)
     _print(manifest, destination, as_json)
 
 
 def _export_checkpoint(
-    folder: Path, destination: Path, runtime: str | None, as_json: bool, force: bool
+    folder: Path,
+    destination: Path,
+    runtime: str | None,
+    as_json: bool,
+    force: bool,
+    target: str = DEFAULT_TARGET,
 ) -> None:
     from slmq_edge.checkpoint import load
     from slmq_edge.commands.progress import bar
@@ -111,7 +123,7 @@ def _export_checkpoint(
     check_not_input(destination, folder)
     check_space(destination, folder_bytes(folder))
     with bar("reading the checkpoint") as progress:
-        manifest = write(load(folder), destination, force, progress, runtime)
+        manifest = write(load(folder), destination, force, progress, runtime, target)
     _print(manifest, destination, as_json)
 
 

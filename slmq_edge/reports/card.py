@@ -79,12 +79,17 @@ def _checked(manifest: Mapping[str, Any]) -> list[str]:
         "perplexity."
     )
     if verified is None:
-        return [bounds, "Not checked where it was made: no onnxruntime was there."]
+        return [
+            bounds,
+            "Not checked where it was made: no onnxruntime was there, or a CPU that multiplies "
+            "int8 inexactly.",
+        ]
+    provider = verified.get("provider", "CPUExecutionProvider")
     return [
         bounds,
-        f"With onnxruntime {verified['onnxruntime']}: mean KL {verified['mean_kl']:.1e}, with a "
-        f"past {verified['mean_kl_with_past']:.1e}; perplexity {verified['perplexity']:.4f}, "
-        f"simulated {verified['reference_perplexity']:.4f}.",
+        f"With onnxruntime {verified['onnxruntime']}, {provider}: mean KL "
+        f"{verified['mean_kl']:.1e}, with a past {verified['mean_kl_with_past']:.1e}; perplexity "
+        f"{verified['perplexity']:.4f}, simulated {verified['reference_perplexity']:.4f}.",
     ]
 
 

@@ -68,7 +68,10 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
 
 def verified_text(verified: Mapping[str, Any] | None) -> str:
     if verified is None:
-        return "not done here (no onnxruntime); the device does it before it times anything"
+        return (
+            "not done here (no onnxruntime, or a CPU that multiplies int8 inexactly); the device "
+            "does it before it times anything"
+        )
     return (
         f"mean KL {verified['mean_kl']:.1e}, with a past {verified['mean_kl_with_past']:.1e} "
         f"(onnxruntime {verified['onnxruntime']})"
