@@ -150,9 +150,11 @@ def _int8_rows(part: str, grid: Grid | None) -> str | None:
     """Both sides of its integer product: symmetric, and one scale a row."""
     if grid is None or (grid.symmetric and grid.group is None and grid.per != "tensor"):
         return None
+    advice = "--activation-scale token" if grid.per == "tensor" else "scheme w8a8 or w4a8"
+    advice = advice if grid.symmetric else f"--{part} symmetric"
     return (
         f"{part} of {grid}; its integer product takes int8 by int8, symmetric, a scale for every "
-        "token and channel (w8a8, w4a8), or leave activations in float (w4a16-g32, w8a16)"
+        f"token and channel: use {advice}, or leave activations in float (w4a16-g32, w8a16)"
     )
 
 

@@ -189,14 +189,17 @@ def weights_bytes(model: ir.Model) -> list[int]:
 REFUSED: dict[str, tuple[Scheme, str]] = {
     "asymmetric activations": (
         in_words({"name": "w8a8", "activations": "asymmetric"}),
-        "activations of int8 per token, asymmetric",
+        "activations of int8 per token, asymmetric.*use --activations symmetric",
     ),
     "asymmetric weights": (
         in_words({"name": "w8a8", "weights": "asymmetric"}),
-        "weights of int8 per channel, asymmetric",
+        "weights of int8 per channel, asymmetric.*use --weights symmetric",
     ),
-    "static": (in_words({"name": "w8a8", "activation_scale": "tensor"}), "per tensor.*static"),
-    "groups": (scheme("w4a8-g32"), "group of 32.*w4a16-g32"),
+    "static": (
+        in_words({"name": "w8a8", "activation_scale": "tensor"}),
+        "per tensor.*static.*use --activation-scale token",
+    ),
+    "groups": (scheme("w4a8-g32"), "group of 32.*use scheme w8a8 or w4a8.*w4a16-g32"),
     "blocks": (scheme("w8a8-b32"), "group of 32"),
     "keys and values": (replace(scheme("w8a8"), kv=OPERANDS_8), "rounded keys and values"),
     "queries": (replace(scheme("w8a8"), query=OPERANDS_8), "rounded queries"),

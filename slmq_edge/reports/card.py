@@ -21,7 +21,7 @@ def card(manifest: Mapping[str, Any], texts: tuple[str, ...] = ()) -> str:
         "How": _how(manifest),
         "Runs on": _runs(manifest),
         "Checked": _checked(manifest),
-        "Make it again": _again(manifest.get("recipe")),
+        "Make it again": _again(manifest.get("recipe"), manifest["runtime"]["kind"]),
     }
     lines = [f"# {name}, {lowering['scheme_ran']} by {manifest['method']}", ""]
     for title, said in sections.items():
@@ -93,10 +93,11 @@ def _checked(manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _again(recipe: Mapping[str, Any] | None) -> list[str]:
+def _again(recipe: Mapping[str, Any] | None, target: str) -> list[str]:
     if recipe is None:
         return ["No words of the command line describe it: it was made by a program."]
-    lines = ["```", "slmq-edge export --config recipe.toml -o bundle/", "```"]
+    command = f"slmq-edge export --config recipe.toml --target {target} -o bundle/"
+    lines = ["```", command, "```"]
     file = recipe.get("calibration", {}).get("file")
     if file is not None:
         lines += ["", f"with its calibration text `{file}`, which does not travel with it."]
