@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,3 +271,36 @@ def test_normed_heads_that_no_fused_kernel_takes(tmp_path: Path) -> None:
     torch.testing.assert_close(artifact_logits(running, tokens), reference, rtol=0, atol=2e-4)
     past = artifact_logits_with_past(running, tokens, first=20)
     torch.testing.assert_close(past, reference[:, 19:], rtol=0, atol=2e-4)
+
+
+def test_a_prompt_in_pieces_is_a_prompt(tmp_path: Path) -> None:
+    model, _ = onnx.write(rounded(random_qwen2(), scheme("w8a8")))
+    running = session(model, tmp_path)
+    if not running.appends:
+        pytest.skip("this onnxruntime errs on several tokens behind others")
+    tokens = np.arange(3, 23).reshape(1, 20)
+    whole, _ = running.prefill(tokens)
+    for piece, keep in ((20, None), (7, None), (7, 1), (6, 5), (1, 20)):
+        part, cache = running.prefill(tokens, keep, 1, piece)
+        assert cache.length == 20
+        np.testing.assert_allclose(part, whole[:, -(keep or 20) :], rtol=0, atol=1e-5)
+
+
+def test_an_old_runtime_is_given_whole_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slmq_edge.runner import ort
+
+    model, _ = onnx.write(rounded(random_qwen2(), scheme("w8a8")))
+    running = session(model, tmp_path)
+    run, seen = running._run, list[tuple[int, ...]]()
+
+    def watched(part: NDArray[np.int64], *rest: Any) -> Any:
+        seen.append(part.shape)
+        return run(part, *rest)
+
+    monkeypatch.setattr(ort, "is_at_least", lambda version: False)
+    monkeypatch.setattr(running, "_run", watched)
+    running.prefill(np.arange(40).reshape(1, 40), 1, piece=8)
+    assert not running.appends
+    assert seen == [(1, 40)]

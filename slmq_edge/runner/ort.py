@@ -26,6 +26,8 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 KEEP = "logits_to_keep"
 KV_CACHE, IN_PLACE = "kv_cache", "in place"  # an entry of the graph's metadata
 LEVEL = "graph_optimization_level"  # the one setting that is no configuration entry everywhere
+APPENDS_FROM = "1.23"
+PIECE = 512  # tokens of a prompt that run together, where they need not all
 QUIET = 3  # errors only: warnings about optimizations would end up in the error report
 
 
@@ -110,23 +112,43 @@ class Session:
         """Close the record of operators and return its file."""
         return Path(self._session.end_profiling())
 
-    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Cache]:
+    @property
+    def appends(self) -> bool:
+        """Whether several tokens on a cache that is not empty are right (ONNXRUNTIME 3)."""
+        return self._in_place and is_at_least(APPENDS_FROM)
+
+    def prefill(
+        self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
+    ) -> tuple[Any, Cache]:
         """Run whole prompts from an empty cache.
 
         Args:
             tokens: int64 [batch, length].
             keep: for how many last positions logits are wanted; None: for all.
             room: how many steps will follow; more are possible, and slower.
+            piece: tokens that run together, where the runtime can append, which it can to one
+                row; by default `PIECE`. The attention kernel holds a score for each of them and
+                each that it sees.
 
         Returns:
             logits, float32 [batch, kept, vocab], and the cache of ``length`` positions.
         """
         batch, length = tokens.shape
         held = length + room if self._in_place else 0
-        empty = self._cache(self._buffers(batch, held), 0, held)
-        found = self._run(tokens, empty, keep, self._shrinking)
+        cache = self._cache(self._buffers(batch, held), 0, held)
+        size = (piece or PIECE) if self.appends and batch == 1 else length
+        kept = []
+        for start in range(0, length, size):
+            part = tokens[:, start : start + size]
+            # Of logits, at least one position's are computed, wanted or not.
+            unseen = length - start - part.shape[1]
+            wanted = part.shape[1] if keep is None else keep - unseen
+            some = None if keep is None else min(max(wanted, 1), part.shape[1])
+            logits, cache = self._run(part, cache, some, self._shrinking)
+            if wanted > 0:
+                kept.append(logits)
         return_memory()
-        return found
+        return (kept[0] if len(kept) == 1 else np.concatenate(kept, axis=1)), cache
 
     def step(self, tokens: Any, cache: Cache) -> tuple[Any, Cache]:
         """Run one more token: int64 [batch, 1] -> float32 [batch, 1, vocab] and the new cache.
