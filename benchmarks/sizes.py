@@ -73,6 +73,9 @@ def main(
     typer.echo(json.dumps(document, indent=1))
     if output is not None:
         output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    over = [row["case"] for row in rows if row["export"]["peak_over_fp32"] > LIMIT]
+    if over:
+        sys.exit(f"over {LIMIT} x the fp32 weights: {', '.join(over)}")
 
 
 def measured(case: Case, shared: Path, folder: Path, threads: int) -> dict[str, Any]:

@@ -22,8 +22,7 @@ def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> No
         Unsupported: names the part, the reason and what to do.
         UsageError: no such runtime.
     """
-    if runtime is not None and runtime not in RUNTIMES:
-        raise UsageError(unknown("runtime", runtime, tuple(RUNTIMES)))
+    check_runtime(runtime)
     refusals = (
         _operands(scheme),
         _weights(scheme.weights),
@@ -40,6 +39,16 @@ def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> No
             f"{RUNTIMES['portable']} does not know: leave --runtime portable out, "
             f"or use w8a8 or w4a8-b32"
         )
+
+
+def check_runtime(runtime: str | None) -> None:
+    """Refuse a name that is none of ``RUNTIMES``.
+
+    Raises:
+        UsageError: guesses what was meant.
+    """
+    if runtime is not None and runtime not in RUNTIMES:
+        raise UsageError(unknown("runtime", runtime, tuple(RUNTIMES)))
 
 
 def needed_runtime(scheme: Scheme) -> str:

@@ -241,7 +241,9 @@ class _Writer:
             return linears.float_linear(build, x, values, bias, name)
         weight = weights.stack(rounded)
         is_integer, macs = self._rounds_inputs, weight.integers.numel()
-        in_blocks = is_in_blocks(self.checkpoint.scheme)
+        in_blocks = is_in_blocks(self.checkpoint.scheme) and (
+            is_integer or weights.are_levels(weight)
+        )
         self._count(name, "linear", weight.grid, is_integer, macs, in_blocks)
         if in_blocks:
             accuracy = linears.INTEGER_INPUT if is_integer else linears.FLOAT_INPUT

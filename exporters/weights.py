@@ -160,9 +160,9 @@ def blocks(build: Builder, weight: IntegerWeight, name: str) -> Blocks:
     ).reshape(rows, count, size)
     zero = None
     if weight.zero is not None:
-        points = weight.zero.numpy().repeat(per_block, 1) + middle
-        if points.min() < 0 or points.max() >= 2**bits:
+        if not are_levels(weight):
             raise Unsupported(_far_from_zero(name, f"{bits} bits"))
+        points = weight.zero.numpy().repeat(per_block, 1) + middle
         zero = build.weight(_pairs(points.astype(np.uint8), bits), f"{name}.zeros")
     scale = weight.scale.numpy().repeat(per_block, 1).reshape(-1)
     return Blocks(
@@ -171,6 +171,12 @@ def blocks(build: Builder, weight: IntegerWeight, name: str) -> Blocks:
         build.float_weight(scale, f"{name}.scale"),
         zero,
     )
+
+
+def are_levels(weight: IntegerWeight) -> bool:
+    """Whether every zero point is one of the integers' levels, as blocks store them."""
+    half, zero = 2 ** (weight.grid.bits - 1), weight.zero
+    return zero is None or bool(((zero >= -half) & (zero < half)).all())
 
 
 def _pairs(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from slmq_edge import __version__
 from slmq_edge.checkpoint import CONFIG, Checkpoint
 from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
 from slmq_edge.exporters import TARGETS
+from slmq_edge.exporters.limits import check_runtime
 from slmq_edge.files import describe, new_folder
 from slmq_edge.runner.manifest import (
     BUNDLE_FILE,
@@ -51,10 +53,11 @@ SESSION_OPTIONS = {
 }
 
 
-def check_target(target: str) -> None:
-    """Refuse an unknown target, or one whose packages are missing, before any work starts."""
+def check_target(target: str, runtime: str | None = None) -> None:
+    """Refuse an unknown target or runtime, or missing packages, before any work starts."""
     if target not in TARGETS:
         raise UsageError(unknown("target", target, tuple(TARGETS)))
+    check_runtime(runtime)
     try:
         import onnx_ir  # noqa: F401  only asked whether it is there
     except ImportError as error:
@@ -69,10 +72,15 @@ def check_scheme(scheme: Scheme, runtime: str | None = None, target: str = "ort"
     Raises:
         Unsupported: names the part, the reason and what to do.
         UsageError: no such runtime.
+        SlmqError: the onnxruntime that is installed here is older.
     """
     from slmq_edge.exporters import limits
+    from slmq_edge.runner import ort
 
     limits.check(scheme, runtime, target)
+    # It is run here too, to be checked: found out now, not behind a night of quantizing.
+    with contextlib.suppress(MissingExtra):
+        ort.check_runtime(limits.RUNTIMES[runtime or limits.needed_runtime(scheme)])
 
 
 def export(
@@ -95,7 +103,7 @@ def export(
 
     from slmq_edge import golden as goldens
     from slmq_edge import licenses, parts
-    from slmq_edge.exporters import flavours, graph, onnx, probe
+    from slmq_edge.exporters import flavours, graph, linears, onnx, probe
     from slmq_edge.reports import card
 
     check_scheme(checkpoint.scheme, runtime, target)
@@ -113,7 +121,9 @@ def export(
         gc.collect()  # a graph is all cycles, and its weights are not needed twice
         if lowering.integer_gemm is not None:
             graph.save(probe.write_probe(lowering.integer_gemm), folder / PROBE)
-        if lowering.integer_gemm is not None and flavour == flavours.ORT:
+        # A block's kernel has no signed form.
+        by_rows = any(row.operator == linears.OPERATOR for row in lowering.linears)
+        if by_rows and lowering.integer_gemm is not None and flavour == flavours.ORT:
             signed, _ = onnx.write(checkpoint, flavours.ORT_SIGNED)
             graph.save_beside(signed, folder / SIGNED_GRAPH, folder / GRAPH)
             signed_probe = probe.write_probe(lowering.integer_gemm, signed=True)

@@ -77,6 +77,7 @@ def inspect(folder: Path, check: bool = True, threads: int | None = None) -> Ins
     if problem is not None and threads is not None:
         raise Damaged(problem)
     try:
+        _check_rows(manifest)
         listed = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
         return Inspected(
             kind=kind,
@@ -92,6 +93,27 @@ def inspect(folder: Path, check: bool = True, threads: int | None = None) -> Ins
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{folder / file} does not describe a {kind}: {error}") from error
+
+
+ROW = (
+    "name",
+    "macs_per_token",
+    "exact",
+    "asked_weights",
+    "asked_activations",
+    "scheme",
+    "operator",
+    "storage_bits",
+    "memory_bits",
+    "activation_mode",
+)
+
+
+def _check_rows(manifest: Mapping[str, Any]) -> None:
+    """The report reads these of every row of the lowering: raise KeyError or TypeError here."""
+    for row in manifest.get("lowering", {}).get("linears", []):
+        for name in ROW:
+            row[name]
 
 
 def changed(manifest: Mapping[str, Any]) -> dict[str, Any]:

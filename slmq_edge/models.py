@@ -294,6 +294,9 @@ def read_tokenizer(folder: Path) -> Any:
     except ImportError as error:
         raise MissingExtra("transformers", "quantize") from error
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        # The last is said, or transformers 4.57 warns of Mistral's regex in any large vocabulary.
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, fix_mistral_regex=False
+        )
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise Damaged(f"{folder / 'tokenizer.json'} is damaged: {_line(error)}") from error

@@ -113,11 +113,13 @@ def _fitting(said: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any
     if not said or "name" not in together:
         return together
     named(together["name"])
-    return {
+    fewer = {
         word: value
         for word, value in together.items()
         if word == "name" or word in said or not meaningless(word, together)
     }
+    # A word may have meant something beside another that has gone.
+    return fewer if fewer == together else _fitting(said, fewer)
 
 
 def read(path: Path) -> Recipe:

@@ -152,6 +152,16 @@ def test_an_older_bundle_is_inspected_too(copy: Path) -> None:
     assert "Linears" not in terminal(found)
 
 
+@pytest.mark.parametrize("rows", [[1, 2], [{"name": "lm_head"}], {"a": 1}])
+def test_rows_that_are_none_are_damage(copy: Path, rows: Any) -> None:
+    file = copy / "bundle" / "bundle.json"
+    document = json.loads(file.read_text())
+    document["lowering"]["linears"] = rows
+    file.write_text(json.dumps(document))
+    with pytest.raises(Damaged, match="does not describe a bundle"):
+        inspect(copy / "bundle")
+
+
 def test_damage_is_told_and_is_an_error(copy: Path) -> None:
     data = copy / "bundle/ort/model.onnx.data"
     data.write_bytes(data.read_bytes()[:-1])

@@ -177,6 +177,14 @@ def test_what_is_said_goes_over_the_recipe() -> None:
     assert over(Recipe(), below) == below
 
 
+def test_what_meant_something_beside_a_word_that_goes_goes_too() -> None:
+    static = Recipe(
+        scheme={"name": "w8a8", "activation_scale": "tensor", "range": "mse", "lm_head": "int8"}
+    )
+    found = over(Recipe(scheme={"name": "w4a16"}), static)
+    assert found.scheme == {"name": "w4a16", "lm_head": "int8"}
+
+
 def test_the_command_line_has_defaults() -> None:
     plain = options.recipe(None, said())
     assert (plain.model, plain.method, plain.preset) == (

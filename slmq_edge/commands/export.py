@@ -60,7 +60,7 @@ def export(
     from slmq_edge.checkpoint import is_checkpoint
     from slmq_edge.export import check_target
 
-    check_target(target)
+    check_target(target, runtime)
     if model is not None and is_checkpoint(Path(model)):
         _refuse_settings(context, model)
         destination = output or options.default_output(model, target)

@@ -109,7 +109,7 @@ def _open(bundle: Path, document: dict[str, Any], threads: int) -> tuple[Session
     """
     from slmq_edge.runner import ort, probe
 
-    ort.check_runtime(ort.runtime_section(document).get("minimum_version"))
+    ort.check_runtime(ort.minimum_version(document))
     exactness = probe.run(bundle, document, threads)
     session = ort.open_bundle(bundle, document, threads, probe.graph_to_run(exactness))
     if exactness is None or exactness.exact:

@@ -21,7 +21,7 @@ def card(manifest: Mapping[str, Any], texts: tuple[str, ...] = ()) -> str:
         "How": _how(manifest),
         "Runs on": _runs(manifest),
         "Checked": _checked(manifest),
-        "Make it again": _again(manifest.get("recipe"), manifest["runtime"]["kind"]),
+        "Make it again": _again(manifest),
     }
     lines = [f"# {name}, {lowering['scheme_ran']} by {manifest['method']}", ""]
     for title, said in sections.items():
@@ -46,8 +46,10 @@ def _model(model: Mapping[str, Any]) -> str:
 
 def _how(manifest: Mapping[str, Any]) -> list[str]:
     lowering, calibration = manifest["lowering"], manifest["calibration"]
+    preset = (manifest.get("recipe") or {}).get("preset")
+    method = f"{manifest['method']}, preset {preset}" if preset else manifest["method"]
     lines = [
-        f"- Method: {manifest['method']}. Scheme: {manifest['scheme_requested']} asked, "
+        f"- Method: {method}. Scheme: {manifest['scheme_requested']} asked, "
         f"{lowering['scheme_ran']} executed.",
         f"- Weights: {lowering['weights']}. Activations: {lowering['activation_mode']}. "
         f"lm_head: {lowering['lm_head']}. KV cache: {lowering['kv_cache']}.",
@@ -89,16 +91,23 @@ def _checked(manifest: Mapping[str, Any]) -> list[str]:
         bounds,
         f"With onnxruntime {verified['onnxruntime']}, {provider}: mean KL "
         f"{verified['mean_kl']:.1e}, with a past {verified['mean_kl_with_past']:.1e}; perplexity "
-        f"{verified['perplexity']:.4f}, simulated {verified['reference_perplexity']:.4f}.",
+        f"of its golden prompts {verified['perplexity']:.4f}, simulated "
+        f"{verified['reference_perplexity']:.4f}.",
     ]
 
 
-def _again(recipe: Mapping[str, Any] | None, target: str) -> list[str]:
+def _again(manifest: Mapping[str, Any]) -> list[str]:
+    recipe, runtime = manifest.get("recipe"), manifest["runtime"]
     if recipe is None:
         return ["No words of the command line describe it: it was made by a program."]
-    command = f"slmq-edge export --config recipe.toml --target {target} -o bundle/"
-    lines = ["```", command, "```"]
+    options = f" --target {runtime['kind']}"
+    if "profile" in runtime:
+        options += f" --runtime {runtime['profile']}"
+    lines = ["```", f"slmq-edge export --config recipe.toml{options} -o bundle/", "```"]
     file = recipe.get("calibration", {}).get("file")
-    if file is not None:
-        lines += ["", f"with its calibration text `{file}`, which does not travel with it."]
+    absent = [] if file is None else [f"its calibration text `{file}`"]
+    if manifest["model"].get("origin") == "local":
+        absent.insert(0, f"the model's folder `{recipe.get('model')}`")
+    if absent:
+        lines += ["", f"Needed, and not in here: {' and '.join(absent)}."]
     return lines

@@ -134,6 +134,8 @@ class Session:
             logits, float32 [batch, kept, vocab], and the cache of ``length`` positions.
         """
         batch, length = tokens.shape
+        if length < 1:
+            raise ValueError("a prompt has at least one token")
         held = length + room if self._in_place else 0
         cache = self._cache(self._buffers(batch, held), 0, held)
         size = (piece or PIECE) if self.appends and batch == 1 else length
@@ -232,8 +234,7 @@ def open_bundle(
     folder: Path, bundle: Mapping[str, Any], threads: int, graph: str = GRAPH
 ) -> Session:
     """Open a graph of a verified bundle with the settings that it asks for."""
-    runtime = runtime_section(bundle)
-    check_runtime(runtime.get("minimum_version"))
+    check_runtime(minimum_version(bundle))
     settings = session_settings(bundle)
     return Session(folder / graph, threads, settings, provider=provider_of(bundle))
 
@@ -256,6 +257,14 @@ def _entries(bundle: Mapping[str, Any], section: str) -> dict[str, str]:
     if not isinstance(found, dict):
         raise Damaged(f"bundle.json is damaged: runtime.{section} is not an object")
     return {str(name): str(value) for name, value in found.items()}
+
+
+def minimum_version(bundle: Mapping[str, Any]) -> str | None:
+    """Return the oldest onnxruntime that runs the bundle."""
+    found = runtime_section(bundle).get("minimum_version")
+    if not isinstance(found, (str, type(None))):
+        raise Damaged("bundle.json is damaged: runtime.minimum_version is no text")
+    return found
 
 
 def runtime_section(bundle: Mapping[str, Any]) -> Mapping[str, Any]:

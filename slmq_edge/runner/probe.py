@@ -104,5 +104,5 @@ def refuse_inexact(report: ProbeReport | None, allowed: bool) -> None:
     if report is not None and not report.exact and not allowed:
         raise SlmqError(
             f"{report.operator} is not exact on this CPU: integers are off by up to "
-            f"{report.largest_error}; export with unsigned weights, or --allow-inexact"
+            f"{report.largest_error}; use another onnxruntime, or --allow-inexact"
         )

@@ -80,7 +80,7 @@ def run(
     Raises:
         SlmqError: the runtime is too old or refuses the graph, or its record cannot be read.
     """
-    ort.check_runtime(ort.runtime_section(bundle).get("minimum_version"))
+    ort.check_runtime(ort.minimum_version(bundle))
     graph = probe.graph_to_run(probe.run(folder, bundle, threads))
     prompt = golden.prompt_tokens(golden.golden_file(folder, bundle), prompt_tokens)
     tokens = prompt.reshape(1, -1)
