@@ -110,7 +110,8 @@ def test_the_card_says_how_to_make_it_again(tmp_path: Path) -> None:
     calibration = {"text": "text.txt", "sha256": "ab12", "windows": 8, "length": 64}
     said = card(manifest | {"recipe": recipe, "calibration": calibration, "verified": None})
     assert "slmq-edge export --config recipe.toml" in said
-    assert "`text.txt`, which does not travel with it" in said
+    assert "Needed, and not in here: the model's folder `model` and its calibration text" in said
+    assert "`text.txt`." in said
     assert "Calibrated on text.txt (sha256 ab12), 8 windows of 64 tokens." in said
     assert "no onnxruntime was there" in said
     hub = {"name": "a/b", "origin": "hub", "revision": "0123abcd", "license": "mit"}

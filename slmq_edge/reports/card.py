@@ -107,7 +107,7 @@ def _again(manifest: Mapping[str, Any]) -> list[str]:
     file = recipe.get("calibration", {}).get("file")
     absent = [] if file is None else [f"its calibration text `{file}`"]
     if manifest["model"].get("origin") == "local":
-        absent.insert(0, f"the model's folder `{recipe.get('model')}`")
+        absent.insert(0, f"the model's folder `{recipe.get('model', manifest['model']['name'])}`")
     if absent:
         lines += ["", f"Needed, and not in here: {' and '.join(absent)}."]
     return lines
