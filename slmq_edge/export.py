@@ -90,10 +90,12 @@ def export(
     progress: Progress = lambda share, what: None,
     runtime: str | None = None,
     target: str = "ort",
+    keep: bool = True,
 ) -> dict[str, Any]:
     """Write the bundle of a checkpoint for a target to ``path``, and return its manifest.
 
-    runtime: which onnxruntime it is for, ``None`` for the oldest that can run it.
+    runtime: which onnxruntime it is for, ``None`` for the oldest that can run it. keep: the
+    checkpoint is needed after this; otherwise its tensors are let go before the graph is loaded.
 
     Raises:
         Unsupported: the runtime cannot run the scheme.
@@ -136,6 +138,9 @@ def export(
         golden = goldens.record(checkpoint, tokenizer, lambda: _draft(folder / GRAPH), floats)
         _write_arrays(folder / goldens.FILE, golden)
         progress(0.8, "checking the graph against its simulation")
+        if not keep:
+            checkpoint.tensors.clear()
+            checkpoint.integers.clear()
         verified = _verify(folder, golden)
         manifest = _manifest(checkpoint, flavour, lowering, golden, verified, runtime)
         manifest["weight_bytes"] = weights
@@ -183,7 +188,9 @@ def _draft(graph: Path) -> Draft | None:
     from slmq_edge.runner import ort
 
     try:
-        session = ort.Session(graph, threads=1, settings=SESSION_OPTIONS)
+        # Weights are read from the file where they lie: slower, and no copy beside the model.
+        settings = {**SESSION_OPTIONS, "session.disable_prepacking": "1"}
+        session = ort.Session(graph, threads=1, settings=settings)
     except MissingExtra:
         return None
 

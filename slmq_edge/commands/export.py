@@ -101,7 +101,7 @@ def _export_model(
     check_scheme(planned.request.scheme, runtime, target)
     with bar("reading the model") as progress:
         checkpoint = quantize(planned, progress, making.note)
-        manifest = write(checkpoint, destination, force, progress, runtime, target)
+        manifest = write(checkpoint, destination, force, progress, runtime, target, keep=False)
     forget(planned)
     _print(manifest, destination, as_json)
 
@@ -123,7 +123,7 @@ def _export_checkpoint(
     check_not_input(destination, folder)
     check_space(destination, folder_bytes(folder))
     with bar("reading the checkpoint") as progress:
-        manifest = write(load(folder), destination, force, progress, runtime, target)
+        manifest = write(load(folder), destination, force, progress, runtime, target, keep=False)
     _print(manifest, destination, as_json)
 
 
