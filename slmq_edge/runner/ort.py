@@ -87,6 +87,8 @@ class Session:
         inputs = self._session.get_inputs()
         self._inputs = {node.name for node in inputs}
         self._past = {n.name: n for n in inputs if n.name.startswith("past_key_values.")}
+        logits = [node for node in self._session.get_outputs() if node.name == "logits"]
+        self._vocabulary = [(node.shape[-1], DTYPES.get(node.type)) for node in logits]
         overridable = {node.name for node in self._session.get_overridable_initializers()}
         self._keeps = KEEP in overridable
         # A prompt's activations are many times a step's: their memory is given back behind it.
@@ -172,15 +174,25 @@ class Session:
         feeds = {n: self._value(a) for n, a in self._feeds(tokens, cache.length, keep).items()}
         for name, value in feeds.items():  # the binding holds their memory no longer than we do
             binding.bind_ortvalue_input(name, value)
+        if self._in_place:  # no output but the logits is asked for: there are two a layer
+            logits = self._logits(tokens, keep)
+            value = self._value(logits)
+            binding.bind_ortvalue_output("logits", value)
+            self._session.run_with_iobinding(binding, options)
+            values, room = cache.values, cache.room
+            return _last(logits, keep), Cache(values, length, room, binding)
         binding.bind_output("logits")  # memory of its own: what it was bound to is the caller's
         self._session.run_with_iobinding(binding, options)
         results = binding.get_outputs()
-        logits = results[0].numpy().astype(np.float32, copy=False)
-        if keep is not None:
-            logits = logits[:, -keep:]
-        if self._in_place:
-            return logits, cache._replace(length=length)
-        return logits, self._cache(dict(zip(cache.values, results[1:])), length, length)
+        found = self._cache(dict(zip(cache.values, results[1:])), length, length)
+        return _last(results[0].numpy(), keep), found
+
+    def _logits(self, tokens: Any, keep: int | None) -> Any:
+        """Room for them, [batch, kept, vocab]."""
+        batch, new = tokens.shape
+        kept = new if keep is None or not self._keeps else min(keep, new)
+        ((vocab, dtype),) = self._vocabulary
+        return np.empty((batch, kept, vocab), dtype)
 
     def _cache(self, values: Mapping[str, Any], length: int, room: int) -> Cache:
         binding = self._session.io_binding()
@@ -228,6 +240,12 @@ class Session:
 
     def _value(self, array: Any, memory: str = "cpu") -> Any:
         return self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), memory)
+
+
+def _last(logits: Any, keep: int | None) -> Any:
+    """Those that are wanted, float32, of [batch, positions, vocab]."""
+    wanted = logits if keep is None else logits[:, -keep:]
+    return wanted.astype(np.float32, copy=False)
 
 
 def open_bundle(
