@@ -43,11 +43,8 @@ class Int8:
         if weight.grid.bits == 8:
             return Stored(build.weight(levels, f"{name}.weight"), ZERO)
         nibbles = weights.nibbles(build, levels, name)
-        wide = build.op("Cast", nibbles, name=f"{name}.weight_wide", to=ir.DataType.INT32)
         half = build.constant(weights.HALF_BYTE, np.int32)
-        moved = build.op("Sub", wide, half, name=f"{name}.weight_centred")
-        narrow = build.op("Cast", moved, name=f"{name}.weight", to=ir.DataType.INT8)
-        return Stored(narrow, ZERO)
+        return Stored(weights.less(build, nibbles, half, ir.DataType.INT8, name), ZERO)
 
     def multiply(
         self,

@@ -72,13 +72,16 @@ def store(build: Builder, weight: IntegerWeight, name: str, signed: bool = False
         return Stored(packed, np.array(HALF_BYTE, middle(signed).dtype))
     centred = levels.astype(np.int32) - _per_group(weight.zero, weight)
     _in_a_byte(centred + ZERO_POINT, name)
-    # onnxruntime 1.19 has no 8-bit subtraction.
-    wide = build.op("Cast", packed, name=f"{name}.weight_wide", to=ir.DataType.INT32)
     shift = _per_group(weight.zero, weight) + (HALF_BYTE - int(middle(signed)))
-    moved = build.op(
-        "Sub", wide, _zeros(build, shift, ir.DataType.INT32, name), name=f"{name}.weight_centred"
-    )
-    return Stored(build.op("Cast", moved, name=f"{name}.weight", to=kind), middle(signed))
+    by = _zeros(build, shift, ir.DataType.INT32, name)
+    return Stored(less(build, packed, by, kind, name), middle(signed))
+
+
+def less(build: Builder, levels: ir.Value, by: ir.Value, to: ir.DataType, name: str) -> ir.Value:
+    """Levels less ``by`` int32, in 8 bits: onnxruntime 1.19 has no subtraction of these."""
+    wide = build.op("Cast", levels, name=f"{name}.weight_wide", to=ir.DataType.INT32)
+    moved = build.op("Sub", wide, by, name=f"{name}.weight_centred")
+    return build.op("Cast", moved, name=f"{name}.weight", to=to)
 
 
 def middle(signed: bool) -> NDArray[Any]:

@@ -9,9 +9,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from slmq_edge.errors import NotFound, SlmqError, UsageError, did_you_mean
-from slmq_edge.runner.manifest import BUNDLE_FILE, sha256
+from slmq_edge.runner.manifest import BUNDLE_FILE, read_bundle, sha256
 
 CHECKPOINT_FILE = "checkpoint.json"
 # A folder that holds one of these was written by us, and --force may replace it: its manifest ->
@@ -62,6 +63,18 @@ def existing(path: Path, kind: str) -> Path:
         return path
     siblings = [p.name for p in path.absolute().parent.glob("*")]
     raise NotFound(f"no {kind} at {path}{did_you_mean(path.name, siblings)}")
+
+
+def existing_bundle(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a bundle that is there.
+
+    Raises:
+        NotFound: nothing is there, or something else; Damaged: see ``manifest.read_bundle``.
+    """
+    existing(folder, "bundle")
+    if not (folder / BUNDLE_FILE).is_file():
+        raise NotFound(f"{folder} is not a bundle: slmq-edge export makes one")
+    return read_bundle(folder)
 
 
 def write_text_atomically(path: Path, text: str, force: bool = False) -> None:

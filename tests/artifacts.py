@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 
 from slmq_edge.exporters import graph
 from slmq_edge.golden import Noise, kl_divergence
@@ -36,6 +37,16 @@ def assert_close(
     clear = best - second > 2 * noise.logit
     assert clear.float().mean() > 0.25
     assert torch.equal(out.argmax(-1)[clear], reference.argmax(-1)[clear])
+
+
+def greedy(running: Session, prompt: NDArray[np.int64], count: int) -> list[int]:
+    """What a session generates behind a prompt [1, length]."""
+    out, cache = running.prefill(prompt, 1, count)
+    found = []
+    for _ in range(count):
+        found.append(int(out[0, -1].argmax()))
+        out, cache = running.step(np.array([[found[-1]]], np.int64), cache)
+    return found
 
 
 def artifact_logits(running: Session, tokens: torch.Tensor) -> torch.Tensor:

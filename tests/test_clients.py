@@ -25,6 +25,7 @@ from slmq_edge.exporters import genai
 from slmq_edge.quantize import Request, plan, quantize
 from slmq_edge.runner import manifest, ort
 from slmq_edge.scheme import scheme
+from tests.artifacts import greedy
 from tests.decoders import DECODERS, LLAMA, QWEN2, write_folder
 from tests.shared import shared
 
@@ -65,12 +66,7 @@ def tokens_of(folder: Path, text: str = TEXT) -> list[int]:
 def continued(folder: Path, prompt: Sequence[int], count: int) -> list[int]:
     """What the runner's session generates greedily."""
     session = ort.open_bundle(folder, manifest.read_bundle(folder), threads=1)
-    out, cache = session.prefill(np.array([prompt], np.int64), 1, count)
-    found = []
-    for _ in range(count):
-        found.append(int(out[0, -1].argmax()))
-        out, cache = session.step(np.array([[found[-1]]], np.int64), cache)
-    return found
+    return greedy(session, np.array([prompt], np.int64), count)
 
 
 @pytest.mark.parametrize(("model", "precision"), CASES)

@@ -25,7 +25,13 @@ from slmq_edge.quantization import Task
 from slmq_edge.runner.ort import Session
 from slmq_edge.scheme import scheme
 from slmq_edge.simulation import Simulation
-from tests.artifacts import artifact_logits, artifact_logits_with_past, assert_close, session
+from tests.artifacts import (
+    artifact_logits,
+    artifact_logits_with_past,
+    assert_close,
+    greedy,
+    session,
+)
 from tests.decoders import (
     DECODERS,
     QWEN3_BIASED,
@@ -202,12 +208,7 @@ def test_optimum_runs_the_graph(name: str, tmp_path: Path) -> None:
         eos_token_id=None,
         pad_token_id=0,
     )
-    out, cache = running.prefill(tokens.numpy(), keep=1)
-    ours = []
-    for _ in range(8):
-        ours.append(int(out[0, -1].argmax()))
-        out, cache = running.step(np.array([[ours[-1]]]), cache)
-    assert generated[0, 12:].tolist() == ours
+    assert generated[0, 12:].tolist() == greedy(running, tokens.numpy(), 8)
 
 
 def test_the_report_says_what_was_written_and_not_what_was_asked_for() -> None:

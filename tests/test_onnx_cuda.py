@@ -34,7 +34,13 @@ from slmq_edge.runner.probe import activations as extreme_inputs
 from slmq_edge.runner.probe import product as product_of_probe
 from slmq_edge.scheme import OPERANDS_8, Grid, Scheme, in_words, scheme
 from slmq_edge.simulation import Simulation
-from tests.artifacts import artifact_logits, artifact_logits_with_past, assert_close, session
+from tests.artifacts import (
+    artifact_logits,
+    artifact_logits_with_past,
+    assert_close,
+    greedy,
+    session,
+)
 from tests.decoders import DECODERS, random_llama, random_qwen2, rounded, text_for, tokens_for
 from tests.test_onnx import prepared_checkpoint
 from tests.test_onnx_linears import SIZES, draw, run
@@ -358,9 +364,4 @@ def test_optimum_runs_the_graph(tmp_path: Path) -> None:
         eos_token_id=None,
         pad_token_id=0,
     )
-    out, cache = running.prefill(tokens.numpy(), keep=1)
-    ours = []
-    for _ in range(6):
-        ours.append(int(out[0, -1].argmax()))
-        out, cache = running.step(np.array([[ours[-1]]]), cache)
-    assert generated[0, 12:].tolist() == ours
+    assert generated[0, 12:].tolist() == greedy(running, tokens.numpy(), 6)

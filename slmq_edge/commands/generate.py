@@ -57,13 +57,14 @@ def generate(
     """
     from slmq_edge import generation
     from slmq_edge.commands.progress import bar
+    from slmq_edge.files import existing_bundle
     from slmq_edge.generation import follow, stream
     from slmq_edge.prompts import bundle_tokenizer, encode, read_prompt, room, stop_tokens
     from slmq_edge.reports.generate import line
     from slmq_edge.runner import environment, manifest
 
     how = generation.sampling(temperature, top_p, top_k, seed)
-    document = _manifest(bundle)
+    document = existing_bundle(bundle)
     text = read_prompt(prompt, sys.stdin.buffer)
     with bar("verifying files") as progress:
         manifest.verify(bundle, document.get("files", {}))
@@ -90,17 +91,6 @@ def generate(
         raise typer.Exit(INTERRUPTED)
 
 
-def _manifest(bundle: Path) -> dict[str, Any]:
-    from slmq_edge.errors import NotFound
-    from slmq_edge.files import existing
-    from slmq_edge.runner import manifest
-
-    existing(bundle, "bundle")
-    if not (bundle / manifest.BUNDLE_FILE).is_file():
-        raise NotFound(f"{bundle} is not a bundle: slmq-edge export makes one")
-    return manifest.read_bundle(bundle)
-
-
 def _open(bundle: Path, document: dict[str, Any], threads: int) -> tuple[Session, str]:
     """Load the graph of a verified bundle, and probe the integers; return a warning too, or "".
 
@@ -109,7 +99,6 @@ def _open(bundle: Path, document: dict[str, Any], threads: int) -> tuple[Session
     """
     from slmq_edge.runner import ort, probe
 
-    ort.check_runtime(ort.minimum_version(document))
     exactness = probe.run(bundle, document, threads)
     session = ort.open_bundle(bundle, document, threads, probe.graph_to_run(exactness))
     if exactness is None or exactness.exact:

@@ -80,7 +80,6 @@ def check(job: Job, echo: Echo) -> None:
                 "pid": os.getpid(),
             }
         )
-        ort.check_runtime(ort.minimum_version(bundle))
         exactness = probe.run(job.bundle, bundle, job.workload.threads)
         log.append({"event": "probe", "result": exactness and exactness._asdict()})
         probe.refuse_inexact(exactness, job.allow_inexact)

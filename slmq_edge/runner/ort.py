@@ -83,12 +83,10 @@ class Session:
         self._session = open_session(graph, threads, settings, trace, provider=provider)
         self._memory = provider.memory
         return_memory()  # what was folded at load
-        self._outputs = [node.name for node in self._session.get_outputs()]
+        outputs = {node.name: node for node in self._session.get_outputs()}
         inputs = self._session.get_inputs()
         self._inputs = {node.name for node in inputs}
         self._past = {n.name: n for n in inputs if n.name.startswith("past_key_values.")}
-        logits = [node for node in self._session.get_outputs() if node.name == "logits"]
-        self._vocabulary = [(node.shape[-1], DTYPES.get(node.type)) for node in logits]
         overridable = {node.name for node in self._session.get_overridable_initializers()}
         self._keeps = KEEP in overridable
         # A prompt's activations are many times a step's: their memory is given back behind it.
@@ -96,11 +94,12 @@ class Session:
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         about = self._session.get_modelmeta().custom_metadata_map
         self._in_place = about.get(KV_CACHE) == IN_PLACE
-        if "input_ids" not in self._inputs or not self._past or "logits" not in self._outputs:
+        if "input_ids" not in self._inputs or not self._past or "logits" not in outputs:
             raise Unsupported(f"{graph} is not a decoder with a cache: no input_ids or past")
         for name, node in self._past.items():
             if node.type not in DTYPES or not all(isinstance(node.shape[d], int) for d in (1, 3)):
                 raise Unsupported(f"{graph}: {name} is {node.type} {node.shape}")
+        self._of_logits = outputs["logits"]
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -179,8 +178,7 @@ class Session:
             value = self._value(logits)
             binding.bind_ortvalue_output("logits", value)
             self._session.run_with_iobinding(binding, options)
-            values, room = cache.values, cache.room
-            return _last(logits, keep), Cache(values, length, room, binding)
+            return _last(logits, keep), cache._replace(length=length)
         binding.bind_output("logits")  # memory of its own: what it was bound to is the caller's
         self._session.run_with_iobinding(binding, options)
         results = binding.get_outputs()
@@ -191,8 +189,7 @@ class Session:
         """Room for them, [batch, kept, vocab]."""
         batch, new = tokens.shape
         kept = new if keep is None or not self._keeps else min(keep, new)
-        ((vocab, dtype),) = self._vocabulary
-        return np.empty((batch, kept, vocab), dtype)
+        return np.empty((batch, kept, self._of_logits.shape[-1]), DTYPES[self._of_logits.type])
 
     def _cache(self, values: Mapping[str, Any], length: int, room: int) -> Cache:
         binding = self._session.io_binding()
@@ -249,12 +246,16 @@ def _last(logits: Any, keep: int | None) -> Any:
 
 
 def open_bundle(
-    folder: Path, bundle: Mapping[str, Any], threads: int, graph: str = GRAPH
+    folder: Path,
+    bundle: Mapping[str, Any],
+    threads: int,
+    graph: str = GRAPH,
+    trace: Path | None = None,
 ) -> Session:
-    """Open a graph of a verified bundle with the settings that it asks for."""
+    """Open a graph of a verified bundle with the settings it asks for; trace: see `Session`."""
     check_runtime(minimum_version(bundle))
     settings = session_settings(bundle)
-    return Session(folder / graph, threads, settings, provider=provider_of(bundle))
+    return Session(folder / graph, threads, settings, trace, provider=provider_of(bundle))
 
 
 def session_settings(bundle: Mapping[str, Any]) -> dict[str, str]:

@@ -17,7 +17,9 @@ from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE
 from slmq_edge.runner.ort import (
     ON_CPU,
     Provider,
+    check_runtime,
     is_at_least,
+    minimum_version,
     open_session,
     provider_of,
     session_settings,
@@ -41,7 +43,11 @@ def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | 
     """Multiply extreme integers as the bundle's graphs do; None for a bundle of floats.
 
     The signed graph is the one to run where this runtime is fast with it and its kernel exact.
+
+    Raises:
+        SlmqError: the runtime is too old for the bundle.
     """
+    check_runtime(minimum_version(bundle))
     lowering = bundle.get("lowering")
     gemm = lowering.get("integer_gemm") if isinstance(lowering, dict) else None
     if gemm is None:

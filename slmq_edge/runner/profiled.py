@@ -80,14 +80,11 @@ def run(
     Raises:
         SlmqError: the runtime is too old or refuses the graph, or its record cannot be read.
     """
-    ort.check_runtime(ort.minimum_version(bundle))
     graph = probe.graph_to_run(probe.run(folder, bundle, threads))
     prompt = golden.prompt_tokens(golden.golden_file(folder, bundle), prompt_tokens)
     tokens = prompt.reshape(1, -1)
     with tempfile.TemporaryDirectory() as scratch:
-        settings = ort.session_settings(bundle)
-        provider = ort.provider_of(bundle)
-        session = ort.Session(folder / graph, threads, settings, Path(scratch), provider=provider)
+        session = ort.open_bundle(folder, bundle, threads, graph, trace=Path(scratch))
         for _ in range(2):
             logits, cache = session.prefill(tokens, 1)
             session.step(logits[:, -1].argmax(axis=-1).reshape(1, 1), cache)

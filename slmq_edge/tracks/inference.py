@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge import devices, errors
-from slmq_edge.errors import NotFound, SlmqError
-from slmq_edge.files import check_output, existing
+from slmq_edge.errors import SlmqError
+from slmq_edge.files import check_output, existing_bundle
 from slmq_edge.results import Device, Run, artifact_of, assemble, save
 from slmq_edge.runner import environment, job, journal, manifest, measure
 from slmq_edge.runner.measure import Workload
@@ -51,10 +51,7 @@ def profile(
         SlmqError: the request, the bundle, its check or the child failed; one line says how.
     """
     check_output(output, force)
-    existing(bundle, "bundle")
-    if not (bundle / manifest.BUNDLE_FILE).is_file():
-        raise NotFound(f"{bundle} is not a bundle: slmq-edge export makes one")
-    document = manifest.read_bundle(bundle)
+    document = existing_bundle(bundle)
     measure.check_workload(workload, document)
     output.parent.mkdir(parents=True, exist_ok=True)
 
