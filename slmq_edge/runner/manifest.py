@@ -28,6 +28,10 @@ GRAPH = f"{GRAPH_FOLDER}/model.onnx"
 PROBE = f"{GRAPH_FOLDER}/probe.onnx"
 SIGNED_GRAPH = f"{GRAPH_FOLDER}/signed.onnx"
 SIGNED_PROBE = f"{GRAPH_FOLDER}/signed_probe.onnx"
+# A bundle for TensorRT: the graph of standard operators, and what is asked of its engine.
+TRT = "trt"
+TRT_GRAPH = f"{TRT}/model.onnx"
+TRT_RECIPE = f"{TRT}/recipe.json"
 
 BLOCK_BYTES = 1 << 20
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -51,10 +55,23 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     document = read_manifest(folder, BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION)
     files = document.get("files")
     listed = set(files) if isinstance(files, dict) else set()
-    here = {f"{GRAPH_FOLDER}/{path.name}" for path in (folder / GRAPH_FOLDER).glob("*")}
-    for name in sorted({GRAPH} - listed) + sorted(here - listed):
+    graph = graph_of(document)
+    home = graph.partition("/")[0]
+    here = {f"{home}/{path.name}" for path in (folder / home).glob("*")}
+    for name in sorted({graph} - listed) + sorted(here - listed):
         raise Damaged(f"{folder / BUNDLE_FILE} is damaged: it does not list {name}")
     return document
+
+
+def kind_of(bundle: Mapping[str, Any]) -> str:
+    """Return what a bundle is for: ``runtime.kind``, one of the targets."""
+    runtime = bundle.get("runtime")
+    return str(runtime.get("kind", GRAPH_FOLDER)) if isinstance(runtime, dict) else GRAPH_FOLDER
+
+
+def graph_of(bundle: Mapping[str, Any]) -> str:
+    """Return the file of a bundle's graph."""
+    return TRT_GRAPH if kind_of(bundle) == TRT else GRAPH
 
 
 def described(bundle: Mapping[str, Any]) -> dict[str, Any]:
