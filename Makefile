@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
 
-.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test-slow: setup ## tests that take minutes
 
 test-runtimes: setup ## golden prompts under the oldest, the locked and the newest onnxruntime, which pip fetches
 	$(BIN)/python -m pytest -m runtimes -rA
+
+test-nvidia: setup ## whole models through NVIDIA's own compiler (TensorRT-RTX, no GPU): minutes, 5 GB
+	$(BIN)/python -m pytest -m nvidia -rA
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py

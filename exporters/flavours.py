@@ -16,10 +16,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from slmq_edge.anatomy import HEAD
+from slmq_edge.anatomy import HEAD, Anatomy
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import cuda, linears, roundings, weights
+from slmq_edge.exporters.attention import is_fused
 from slmq_edge.exporters.graph import FLOAT16, FLOAT32, Builder, Floats
+from slmq_edge.exporters.lowering import Form
 from slmq_edge.exporters.roundings import ByToken, Quantized
 from slmq_edge.exporters.weights import Stored
 from slmq_edge.runner.ort import ON_CPU, ON_CUDA, Provider
@@ -116,6 +118,11 @@ class Flavour:
     operator: str
     integer: str
     provider: Provider = ON_CPU
+
+    def form(self, shape: Anatomy) -> Form:
+        """How it writes the graph of a model, for the report."""
+        attention = "GroupQueryAttention" if is_fused(shape) else "standard operators"
+        return Form(self.floats, self.operator, self.integer, attention)
 
 
 ORT = Flavour("ort", FLOAT32, Bytes, linears.OPERATOR, "uint8")

@@ -19,6 +19,11 @@ from slmq_edge.errors import Unsupported
 OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
+MICROSOFTS = {MICROSOFT: 1}
+# Of an older opset, the file format that came with it.
+IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: IR_VERSION}
+# From here on, axes of a reduction are an input.
+AXES_ARE_INPUT = 18
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,22 @@ FLOAT16 = Floats("float16", "fp16", ir.DataType.FLOAT16)
 
 
 class Builder:
-    """Collects the nodes and initializers of one graph, whose floats are ``floats``."""
+    """Collects the nodes and initializers of one graph, whose floats are ``floats``.
 
-    def __init__(self, floats: Floats = FLOAT32) -> None:
-        self.floats = floats
+    opset: of the standard operators. domains: of all others, with their versions. result: what is
+    added to a node's name for its output's.
+    """
+
+    def __init__(
+        self,
+        floats: Floats = FLOAT32,
+        opset: int = OPSET,
+        domains: Mapping[str, int] = MICROSOFTS,
+        result: str = "",
+    ) -> None:
+        self.floats, self.opset = floats, opset
+        self._result = result
+        self._domains = dict(domains)
         self._tape = ir.tape.Tape()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
@@ -65,9 +82,9 @@ class Builder:
         domain: str = "",
         **attributes: Any,
     ) -> ir.Value:
-        """Add a node with one output, which carries the node's name."""
+        """Add a node with one output, which carries the node's name, and ``result``."""
         out = self._tape.op(kind, inputs, attributes or None, domain=domain, name=name)
-        out.name = name
+        out.name = f"{name}{self._result}"
         return out
 
     def ops(
@@ -91,6 +108,12 @@ class Builder:
         for value, output in zip(values, outputs, strict=True):
             value.name = output
         return tuple(values)
+
+    def reduce(self, kind: str, x: ir.Value, axis: int, name: str) -> ir.Value:
+        """``ReduceMax`` and its like over one axis, which stays with one value."""
+        if self.opset < AXES_ARE_INPUT:
+            return self.op(kind, x, name=name, axes=[axis], keepdims=1)
+        return self.op(kind, x, self.constant([axis], np.int64), name=name, keepdims=1)
 
     def weight(self, array: NDArray[Any], name: str) -> ir.Value:
         """An initializer of its own."""
@@ -151,12 +174,12 @@ class Builder:
             outputs,
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports={"": self.opset, **self._domains},
             name="decoder",
         )
         return ir.Model(
             graph,
-            ir_version=IR_VERSION,
+            ir_version=IR_VERSIONS[self.opset],
             producer_name="slmq-edge",
             producer_version=__version__,
             metadata_props=dict(about or {}),

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from slmq_edge.anatomy import Anatomy
 from slmq_edge.errors import Unsupported, UsageError, unknown
-from slmq_edge.scheme import Grid, Scheme
+from slmq_edge.exporters import ACTIVATION_MODES
+from slmq_edge.scheme import GROUPS, Grid, Scheme
 
-# Which releases of onnxruntime a graph is written for: by name, the oldest one.
-RUNTIMES = {"portable": "1.19", "modern": "1.23"}
+# Which releases of a target's runtime a graph is written for: by name, the oldest one.
+ONNXRUNTIMES = {"portable": "1.19", "modern": "1.23"}
+TENSORRTS = {"8.5": "8.5", "10.3": "10.3"}
+RUNTIMES = {"ort": ONNXRUNTIMES, "ort-cuda": ONNXRUNTIMES, "trt": TENSORRTS}
+# Blocks of int4 weights that TensorRT reads as they are (TENSORRT 1.3).
+INT4_BLOCKS = (16, 32, 64, 128)
 # Blocks that MatMulNBits' integer kernels take, and the one for rows with one scale.
 LEAST_BLOCK, MOST_BLOCK, ROW_BLOCK = 16, 256, 128
 
@@ -16,13 +22,14 @@ LEAST_BLOCK, MOST_BLOCK, ROW_BLOCK = 16, 256, 128
 def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> None:
     """Refuse a scheme that a target cannot express; online rotations both always can.
 
-    runtime: one of ``RUNTIMES``; ``None``: the oldest that can. target: one of ``TARGETS``.
+    runtime: one of the target's ``RUNTIMES``; ``None``: the oldest that can. target: one of
+    ``TARGETS``.
 
     Raises:
         Unsupported: names the part, the reason and what to do.
         UsageError: no such runtime.
     """
-    check_runtime(runtime)
+    check_runtime(runtime, target)
     refusals = (
         _operands(scheme),
         _weights(scheme.weights),
@@ -36,23 +43,33 @@ def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> No
     if runtime == "portable" and needed_runtime(scheme) != "portable":
         raise Unsupported(
             f"scheme {scheme.name} multiplies 8-bit blocks, which onnxruntime "
-            f"{RUNTIMES['portable']} does not know: leave --runtime portable out, "
+            f"{ONNXRUNTIMES['portable']} does not know: leave --runtime portable out, "
             f"or use w8a8 or w4a8-b32"
+        )
+    if runtime == "8.5" and has_int4(scheme):
+        raise Unsupported(
+            f"scheme {scheme.name} has int4 weights, which TensorRT knows from 10.0 on: leave "
+            "--runtime 8.5 out, or use w8a16"
         )
 
 
-def check_runtime(runtime: str | None) -> None:
-    """Refuse a name that is none of ``RUNTIMES``.
+def check_runtime(runtime: str | None, target: str = "ort") -> None:
+    """Refuse a name that is none of a target's ``RUNTIMES``.
 
     Raises:
         UsageError: guesses what was meant.
     """
-    if runtime is not None and runtime not in RUNTIMES:
-        raise UsageError(unknown("runtime", runtime, tuple(RUNTIMES)))
+    if runtime is not None and runtime not in RUNTIMES[target]:
+        raise UsageError(unknown("runtime", runtime, tuple(RUNTIMES[target])))
 
 
-def needed_runtime(scheme: Scheme) -> str:
-    """The oldest of ``RUNTIMES`` that runs a scheme's graph."""
+def needed_runtime(scheme: Scheme, target: str = "ort") -> str:
+    """Of a target's ``RUNTIMES``, the one that a scheme's graph is written for unasked.
+
+    For TensorRT that is not the oldest: 8.5 is of Jetsons whose last release it was.
+    """
+    if target == "trt":
+        return "10.3"
     eight_bits = scheme.weights is not None and scheme.weights.bits == 8
     return "modern" if eight_bits and is_in_blocks(scheme) else "portable"
 
@@ -167,8 +184,76 @@ def _int8_rows(part: str, grid: Grid | None) -> str | None:
     )
 
 
+def _on_tensorrt(scheme: Scheme) -> Iterable[str | None]:
+    """What is neither expressible nor becomes so (``trt.convert``); TENSORRT 1.3, 2.2, 5.2."""
+    weights, activations = scheme.weights, scheme.activations
+    if activations is not None and activations.bits != 8:
+        yield f"activations of {activations}; its kernels multiply 8 bits"
+    if activations is not None and weights is not None and weights.group is not None:
+        yield (
+            "groups of weights beside rounded activations, since its integer product takes one "
+            f"scale a channel: use {scheme.name.partition('-')[0]}, or w4a16-g{weights.group}"
+        )
+    if activations is None and weights is not None and weights.bits == 4:
+        if weights.group not in INT4_BLOCKS:
+            yield "int4 weights without blocks of inputs; use w4a16-g32, w4a16-g64 or w4a16-g128"
+        if not weights.symmetric:
+            yield "int4 weights with zero points, which are always 0 there; use --weights symmetric"
+    if scheme.kv is not None:
+        yield "rounded keys and values, since its caches hold floats; use --kv 16"
+
+
+def activation_mode(scheme: Scheme, asked: str | None, target: str = "trt") -> str | None:
+    """How TensorRT rounds activations: as asked, or as the scheme does; ``None``: it does not.
+
+    Raises:
+        UsageError: no such mode, or nothing that it could be of.
+    """
+    if asked is not None and asked not in ACTIVATION_MODES:
+        raise UsageError(unknown("activation mode", asked, ACTIVATION_MODES))
+    if asked is not None and target != "trt":
+        raise UsageError(
+            f"--activation-mode is how --target trt rounds activations: for {target} say "
+            "--activation-scale token or tensor when quantizing"
+        )
+    if scheme.activations is None:
+        if asked is not None:
+            raise UsageError(
+                f"scheme {scheme.name} leaves activations in float: leave --activation-mode out"
+            )
+        return None
+    return asked or ("static" if scheme.is_static else "pertoken")
+
+
+def check_widths(scheme: Scheme, shape: Anatomy, target: str) -> None:
+    """Refuse blocks of weights that a model's widths cannot be cut into.
+
+    Raises:
+        Unsupported: names the width and blocks that fit.
+    """
+    if target != "trt" or not has_int4(scheme):
+        return
+    assert scheme.weights is not None, "it has int4 weights"
+    group = scheme.weights.group
+    widths = sorted({shape.hidden, shape.query_width, shape.ffn})
+    uneven = [width for width in widths if group is None or width % group]
+    if uneven:
+        fitting = [g for g in GROUPS if g in INT4_BLOCKS and not any(w % g for w in widths)]
+        advice = ", ".join(f"w4a16-g{g}" for g in fitting) or "w8a16"
+        raise Unsupported(
+            f"target trt cannot cut rows of {uneven[0]} inputs into whole blocks of {group}, as "
+            f"TensorRT wants them: use {advice}"
+        )
+
+
+def has_int4(scheme: Scheme) -> bool:
+    """Whether a graph for TensorRT holds weights of 4 bits as such."""
+    return scheme.activations is None and scheme.weights is not None and scheme.weights.bits == 4
+
+
 # What only one of the targets cannot express.
 ONLY_OF: dict[str, Callable[[Scheme], Iterable[str | None]]] = {
     "ort": _on_cpu,
     "ort-cuda": _on_cuda,
+    "trt": _on_tensorrt,
 }

@@ -11,9 +11,7 @@ from slmq_edge import anatomy as names
 from slmq_edge.anatomy import Anatomy, Online
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.exporters import linears, rows
-from slmq_edge.exporters.attention import is_fused
-from slmq_edge.exporters.flavours import Flavour
-from slmq_edge.exporters.graph import IR_VERSION, OPSET, Floats
+from slmq_edge.exporters.graph import IR_VERSIONS, OPSET, Floats
 from slmq_edge.exporters.limits import is_in_blocks
 from slmq_edge.exporters.rows import Multiplication, Row
 from slmq_edge.scheme import Grid
@@ -21,6 +19,34 @@ from slmq_edge.scheme import Grid
 LONGEST_ROTARY_TABLE = 32768
 # Of the multiply-adds by the blocks' linears, what must run as a scheme says to be called by it.
 NAMED_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a flavour writes a graph: its floats, its integer product, its attention, its opset.
+
+    integer: of the product's operands. in_blocks: an operator that takes weights in blocks.
+    """
+
+    floats: Floats
+    operator: str
+    integer: str
+    attention: str
+    opset: int = OPSET
+
+
+@dataclass(frozen=True)
+class Change:
+    """What runs in place of what was asked, and its cost against the simulation of that.
+
+    mean_kl: KL(asked || this), nats per token. perplexity_ratio: of this to what was asked.
+    tokens: of text that it was measured on.
+    """
+
+    what: str
+    mean_kl: float
+    perplexity_ratio: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +58,8 @@ class Lowering:
     more than a twentieth is something else. Rotations are no linears, and the head has a precision
     of its own, ``lm_head``: both are rows of ``linears``, neither makes or breaks the name.
     int8_gemm_share: of all multiply-adds by weights and rotations, the head's too.
-    weight_storage_bits: on disk. linears: a row for each matrix that is multiplied by.
+    weight_storage_bits: on disk. linears: a row for each matrix that is multiplied by. changes:
+    what runs in place of what was asked, where the target cannot do that.
     """
 
     scheme_ran: str
@@ -49,6 +76,7 @@ class Lowering:
     ir_version: int
     context_length: int
     linears: tuple[Row, ...]
+    changes: tuple[Change, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -60,10 +88,13 @@ def context_length(shape: Anatomy) -> int:
 
 
 def lowering(
-    multiplications: Sequence[Multiplication], checkpoint: Checkpoint, flavour: Flavour
+    multiplications: Sequence[Multiplication],
+    checkpoint: Checkpoint,
+    form: Form,
+    changes: tuple[Change, ...] = (),
 ) -> Lowering:
     """Sum up the multiplications that were written (attention's own products are not counted)."""
-    shape, scheme, floats = checkpoint.anatomy, checkpoint.scheme, flavour.floats
+    shape, scheme, floats = checkpoint.anatomy, checkpoint.scheme, form.floats
     blocks = [one for one in multiplications if one.part == "linear"]
     (head,) = (one for one in multiplications if one.part == "head")
     integer = [one for one in multiplications if one.is_integer]
@@ -78,18 +109,19 @@ def lowering(
         ),
         kv_cache=_kv_cache(scheme.kv, floats),
         online_rotations=_online(checkpoint.online),
-        attention="GroupQueryAttention" if is_fused(shape) else "standard operators",
+        attention=form.attention,
         lm_head=_head(head),
         weight_storage_bits={
             "linears": max(one.bits for one in blocks),
             "lm_head": head.bits,
             "embedding": floats.bits if table is None else table.grid.bits,
         },
-        integer_gemm=_integer_gemm(integer, is_in_blocks(scheme), flavour),
-        opset=OPSET,
-        ir_version=IR_VERSION,
+        integer_gemm=_integer_gemm(integer, is_in_blocks(scheme), form),
+        opset=form.opset,
+        ir_version=IR_VERSIONS[form.opset],
         context_length=context_length(shape),
         linears=tuple(rows.row(one, scheme, shape.tied) for one in multiplications),
+        changes=changes,
     )
 
 
@@ -124,13 +156,13 @@ def _head(head: Multiplication) -> str:
 
 
 def _integer_gemm(
-    integer: Sequence[Multiplication], in_blocks: bool, flavour: Flavour
+    integer: Sequence[Multiplication], in_blocks: bool, form: Form
 ) -> dict[str, str] | None:
     if not integer:
         return None
     grouped = any(one.grid is not None and one.grid.group is not None for one in integer)
-    kind = flavour.integer
-    gemm = {"operator": flavour.operator, "activation": kind, "weight": kind}
+    kind = form.integer
+    gemm = {"operator": form.operator, "activation": kind, "weight": kind}
     if in_blocks:
         bits = str(max(one.bits for one in integer if one.blocks_share))
         blocks = {"operator": linears.BLOCK_OPERATOR, "activation": "int8 by block", "bits": bits}

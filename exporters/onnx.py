@@ -39,7 +39,9 @@ def write(checkpoint: Checkpoint, flavour: Flavour = ORT) -> tuple[ir.Model, Low
     """
     check(checkpoint.scheme, target=flavour.target)
     writer = _Writer(checkpoint, flavour)
-    return writer.model(), lowering(writer.multiplications, checkpoint, flavour)
+    return writer.model(), lowering(
+        writer.multiplications, checkpoint, flavour.form(checkpoint.anatomy)
+    )
 
 
 def kind_of(linear: str) -> str:

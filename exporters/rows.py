@@ -20,7 +20,8 @@ class Multiplication:
     """A matrix that the graph multiplies by: its grid (``None``: float), and how.
 
     operator: the ONNX operator. blocks_share: a scale, of weights and of their inputs. floats:
-    of the graph. exact: whether sums of integers are exact on whatever its target is for.
+    of the graph. exact: whether sums of integers are exact on whatever its target is for. stored:
+    bits on disk and in memory, where the operator does not tell.
     """
 
     name: str
@@ -32,16 +33,19 @@ class Multiplication:
     blocks_share: bool = False
     floats: Floats = FLOAT32
     exact: bool = True
+    stored: int | None = None
 
     @property
     def bits(self) -> int:
         """On disk."""
+        if self.stored is not None:
+            return self.stored
         return self.floats.bits if self.grid is None else self.grid.bits
 
     @property
     def memory_bits(self) -> int:
         """After load."""
-        if self.grid is None or self.operator in PACKED_OPERATORS:
+        if self.stored is not None or self.grid is None or self.operator in PACKED_OPERATORS:
             return self.bits
         return 8 if self.is_integer else self.floats.bits
 
@@ -52,7 +56,7 @@ class Multiplication:
             return self.floats.scheme
         kind = "b" if self.blocks_share else "g"
         group = "" if self.grid.group is None else f"-{kind}{self.grid.group}"
-        return f"w{self.bits}a{8 if self.is_integer else 16}{group}"
+        return f"w{self.grid.bits}a{8 if self.is_integer else 16}{group}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from slmq_edge import models
+from slmq_edge.anatomy import Anatomy
 from slmq_edge.builtin import world
 from slmq_edge.calibration import PROMPTS, Size, Text, cut
 from slmq_edge.checkpoint import Checkpoint
@@ -93,14 +94,13 @@ def record(
     was none, from English sentences that the built-in world makes for evaluation; and without a
     tokenizer they are token ids drawn evenly from the vocabulary.
     """
-    length = min(PROMPTS.length, checkpoint.anatomy.max_positions // 2)
-    windows = _windows(checkpoint, tokenizer, length)
+    texts = windows(checkpoint, tokenizer, _affordable(checkpoint))
     simulation = Simulation(checkpoint)
-    prompts = windows[:CHECKED]
+    prompts = texts[:CHECKED]
     greedy, greedy_margins = _greedy(simulation, prompts, drafting())
     return_memory()  # the draft's
     as_artifact = simulation if floats == torch.float32 else Simulation(checkpoint, floats)
-    noise = measure_noise(checkpoint, as_artifact, windows)
+    noise = measure_noise(checkpoint, as_artifact, texts)
     arrays = {
         "tokens": prompts.numpy(),
         **_scored(simulation, prompts),
@@ -119,13 +119,13 @@ def record(
     return Golden(arrays, limits)
 
 
-def measure_noise(checkpoint: Checkpoint, simulation: Simulation, windows: Tensor) -> Noise:
-    """Run the simulation in both precisions over ``windows`` int64 [count, length]."""
+def measure_noise(checkpoint: Checkpoint, simulation: Simulation, texts: Tensor) -> Noise:
+    """Run the simulation in both precisions over ``texts`` int64 [windows, length]."""
     exact = Simulation(checkpoint, torch.float64)
-    half = windows.shape[1] // 2
+    half = texts.shape[1] // 2
     largest, divergence, difference = 0.0, 0.0, 0.0
-    for start in range(0, len(windows), CHECKED):
-        window = windows[start : start + CHECKED]
+    for start in range(0, len(texts), CHECKED):
+        window = texts[start : start + CHECKED]
         kls, moves = [], []
         for row, *hidden in zip(
             window, exact.hidden(window), simulation.hidden(window), strict=True
@@ -142,7 +142,7 @@ def measure_noise(checkpoint: Checkpoint, simulation: Simulation, windows: Tenso
             largest = max(largest, furthest.max().item())
         divergence = max(divergence, torch.stack(kls).mean().item())
         difference = max(difference, torch.stack(moves).mean().abs().item())
-    return Noise(largest, divergence, difference, windows.numel())
+    return Noise(largest, divergence, difference, texts.numel())
 
 
 def _distances(reference: Tensor, other: Tensor, targets: Tensor) -> Tensor:
@@ -174,11 +174,26 @@ def kl_divergence(reference: Tensor, other: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def _windows(checkpoint: Checkpoint, tokenizer: Any | None, length: int) -> Tensor:
+def _length(shape: Anatomy) -> int:
+    return min(PROMPTS.length, shape.max_positions // 2)
+
+
+def _affordable(checkpoint: Checkpoint) -> int:
+    """How many windows the noise is measured on."""
     shape = checkpoint.anatomy
     macs = shape.linear_macs_per_token + shape.head_macs_per_token
     affordable = min(MOST_NOISE_TOKENS, math.ceil(NOISE_MACS / macs))
-    count = max(CHECKED, affordable // length)
+    return max(CHECKED, affordable // _length(shape))
+
+
+def windows(checkpoint: Checkpoint, tokenizer: Any | None, count: int) -> Tensor:
+    """Text that the model is expected to know, int64 [at most ``count``, length].
+
+    The checkpoint's own prompts; without them, English sentences of the built-in world; without a
+    tokenizer, token ids drawn evenly.
+    """
+    shape = checkpoint.anatomy
+    length = _length(shape)
     if checkpoint.prompts is not None:
         return checkpoint.prompts[:count, :length]
     if tokenizer is None:

@@ -14,8 +14,7 @@ from slmq_edge.runner.manifest import (
     BUNDLE_FILE,
     BUNDLE_FORMAT,
     BUNDLE_VERSION,
-    GRAPH,
-    GRAPH_FOLDER,
+    graph_of,
     read_bundle,
     read_manifest,
     verify,
@@ -164,7 +163,8 @@ def _sizes(
     from slmq_edge.checkpoint import CONFIG, WEIGHTS
     from slmq_edge.models import TOKENIZER_FILES
 
-    whole = f"{GRAPH}.data" if kind == "bundle" else WEIGHTS
+    graph = graph_of(manifest)
+    whole = f"{graph}.data" if kind == "bundle" else WEIGHTS
     if kind == "bundle":
         weights = manifest.get("weight_bytes")
     elif (folder / WEIGHTS).is_file():
@@ -178,7 +178,7 @@ def _sizes(
         if name == whole:
             continue
         is_text = name in (CONFIG, *TOKENIZER_FILES)
-        is_graph = name.startswith(f"{GRAPH_FOLDER}/") and not name.endswith(CONFIG)
+        is_graph = name.startswith(f"{graph.partition('/')[0]}/") and not name.endswith(CONFIG)
         part = "graph" if is_graph else "tokenizer and config" if is_text else "other files"
         part = "golden prompts" if name == golden else part
         found[part] = found.get(part, 0) + count

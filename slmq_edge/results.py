@@ -21,7 +21,7 @@ from typing import Any
 from slmq_edge.caveats import Caveat, Evidence, doubts
 from slmq_edge.errors import Damaged, NotFound, Unsupported
 from slmq_edge.files import write_text_atomically
-from slmq_edge.runner.manifest import GRAPH, described
+from slmq_edge.runner.manifest import described, graph_of
 
 FORMAT = "slmq-edge-run"
 VERSION = 1
@@ -308,7 +308,9 @@ def artifact_of(bundle: Mapping[str, Any], sha256: str, kv_bytes_per_token: int)
         "model": _model_name(bundle.get("model")),
         # The graph's external data has the graph's name and more.
         "weights_bytes": sum(
-            size for name, size in zip(files, sizes, strict=True) if name.startswith(GRAPH)
+            size
+            for name, size in zip(files, sizes, strict=True)
+            if name.startswith(graph_of(bundle))
         ),
         "bundle_sha256": sha256,
         "bundle_bytes": sum(sizes),

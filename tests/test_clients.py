@@ -22,6 +22,7 @@ from slmq_edge import builtin, export
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import genai
+from slmq_edge.exporters.bundle import SESSION_OPTIONS
 from slmq_edge.quantize import Request, plan, quantize
 from slmq_edge.runner import manifest, ort
 from slmq_edge.scheme import scheme
@@ -159,7 +160,7 @@ def test_the_runs_settings_are_those_of_the_manifest(bundle: Make, tmp_path: Pat
 
     document = manifest.read_bundle(bundle("stories260K", "w8a8"))
     options = document["runtime"]["session_options"]
-    assert options == export.SESSION_OPTIONS
+    assert options == SESSION_OPTIONS
     assert ort.session_settings(document) == options
     graph = bundle("stories260K", "w8a8") / "ort" / "model.onnx"
     used = ort.open_session(graph, 1, options).get_session_options()

@@ -10,7 +10,7 @@ import pytest
 
 from slmq_edge.errors import Damaged, SlmqError, UsageError
 from slmq_edge.export import check_scheme, check_target, export
-from slmq_edge.exporters import onnx
+from slmq_edge.exporters import Wanted, onnx
 from slmq_edge.runner import manifest, ort
 from slmq_edge.scheme import SCHEMES, WEIGHTS_8, Grid, scheme
 from tests.artifacts import session
@@ -44,7 +44,7 @@ def test_a_signed_graph_is_there_where_a_product_has_that_form(
 
 def test_a_bundle_is_for_the_runtime_that_was_asked_for(tmp_path: Path) -> None:
     checkpoint = rounded(random_qwen2(), scheme("w8a8"))
-    found = export(checkpoint, tmp_path / "bundle", runtime="modern")
+    found = export(checkpoint, tmp_path / "bundle", Wanted(runtime="modern"))
     assert found["runtime"]["minimum_version"] == "1.23"
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "ONNX Runtime 1.23 or later" in card
@@ -52,7 +52,7 @@ def test_a_bundle_is_for_the_runtime_that_was_asked_for(tmp_path: Path) -> None:
 
 def test_a_runtimes_name_is_looked_at_before_a_model_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean modern"):
-        check_target("ort", "modem")
+        check_target(Wanted(runtime="modem"))
     arguments = ("export", "HuggingFaceTB/SmolLM-135M", "--runtime", "portabel")
     done = slmq(*arguments, cwd=tmp_path, HF_HUB_OFFLINE="1")
     assert_one_line(done, 2, "unknown runtime 'portabel'", "did you mean portable")

@@ -57,7 +57,7 @@ def test_a_bundle_tells_everything(made: Path) -> None:
     assert said["scheme"] == "w4a8 asked, w4a8 executed"
     assert said["integer GEMM"].startswith("100.0 %")
     assert said["bits on disk"] == "linears 4, lm_head 8, embedding 8"
-    assert said["runtime"].startswith("ort, portable, onnxruntime 1.19 or later, context of ")
+    assert said["runtime"].startswith("ort, portable, ONNX Runtime 1.19 or later, context of ")
     sha256 = found.manifest["calibration"]["sha256"]
     assert said["calibration"] == f"built-in world, 8 windows of 64 tokens, sha256 {sha256}"
     assert said["files"] == f"{len(found.manifest['files'])}, every sha256 verified"

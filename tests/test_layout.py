@@ -40,8 +40,10 @@ def test_every_package_is_listed_and_every_listed_package_is_there() -> None:
     def is_package(folder: Path) -> bool:
         return (folder / "__init__.py").is_file()
 
-    inner = (ROOT / "slmq_edge").iterdir()
-    found = {f"slmq_edge.{folder.name}" for folder in inner if is_package(folder)}
+    top = ROOT / "slmq_edge"
+    inner = [folder for folder in top.iterdir() if is_package(folder)]
+    inner += [folder for home in inner for folder in home.iterdir() if is_package(folder)]
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in inner}
     assert {"slmq_edge", *found} == set(SETUPTOOLS["packages"])
 
 

@@ -23,7 +23,7 @@ from slmq_edge import export as exports
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.errors import Unsupported
-from slmq_edge.exporters import cuda, limits, onnx, probe, weights
+from slmq_edge.exporters import Wanted, cuda, limits, onnx, probe, weights
 from slmq_edge.exporters.flavours import ORT, ORT_CUDA
 from slmq_edge.exporters.graph import FLOAT16, Builder
 from slmq_edge.golden import measure_noise
@@ -45,6 +45,7 @@ from tests.decoders import DECODERS, random_llama, random_qwen2, rounded, text_f
 from tests.test_onnx import prepared_checkpoint
 from tests.test_onnx_linears import SIZES, draw, run
 
+ON_A_CUDA_DEVICE = Wanted("ort-cuda")
 # Operators with a CUDA kernel for what this graph gives them (onnxruntime's OperatorKernels.md),
 # and those of shapes and lengths, a few numbers each, that its provider leaves to the CPU.
 ON_A_GPU = {
@@ -216,7 +217,7 @@ REFUSED: dict[str, tuple[Scheme, str]] = {
 def test_what_a_gpu_cannot_multiply_is_refused(form: str) -> None:
     wanted, message = REFUSED[form]
     with pytest.raises(Unsupported, match=f"target ort-cuda cannot express.*{message}"):
-        exports.check_scheme(wanted, target="ort-cuda")
+        exports.check_scheme(wanted, ON_A_CUDA_DEVICE)
 
 
 def test_and_before_anything_is_quantized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_and_before_anything_is_quantized(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(quantizing, "quantize", never)
     request = quantizing.Request(scheme("w4a8-g32"), "none")
     with pytest.raises(Unsupported, match="target ort-cuda"):
-        _export_model("demo-llama", request, tmp_path / "bundle", None, False, False, "ort-cuda")
+        _export_model("demo-llama", request, tmp_path / "bundle", ON_A_CUDA_DEVICE, False)
 
 
 @pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16", "w4a16-g128", "w8a16", "fp32"])
@@ -271,7 +272,7 @@ def test_four_bits_are_two_a_byte() -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cuda") / "bundle"
-    exports.export(rounded(DECODERS["demo-qwen2"](), scheme("w8a8")), folder, target="ort-cuda")
+    exports.export(rounded(DECODERS["demo-qwen2"](), scheme("w8a8")), folder, ON_A_CUDA_DEVICE)
     return folder
 
 

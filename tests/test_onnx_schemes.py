@@ -338,6 +338,7 @@ def test_export_refuses_before_it_quantizes(
 ) -> None:
     from slmq_edge import quantize, scheme
     from slmq_edge.commands.export import _export_model
+    from slmq_edge.exporters import Wanted
 
     def never(*_: object) -> None:
         raise AssertionError("quantized in vain")
@@ -345,5 +346,5 @@ def test_export_refuses_before_it_quantizes(
     monkeypatch.setattr(quantize, "quantize", never)
     request = quantize.Request(replace(scheme.scheme("w8a8"), query=KV_8), "none")
     with pytest.raises(Unsupported, match="rounded queries"):
-        _export_model("demo-llama", request, tmp_path / "bundle", None, False, False)
+        _export_model("demo-llama", request, tmp_path / "bundle", Wanted(), False)
     assert not (tmp_path / "bundle").exists()

@@ -10,7 +10,7 @@ import typer
 from slmq_edge import presets
 from slmq_edge.commands import options
 from slmq_edge.errors import UsageError
-from slmq_edge.exporters import TARGETS
+from slmq_edge.exporters import ACTIVATION_MODES, TARGETS, Wanted
 from slmq_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -35,7 +35,15 @@ def export(
         str | None,
         typer.Option(
             help="Which onnxruntime it is for: portable (1.19 and later) or modern (1.23 and "
-            "later). Default: portable where the scheme allows."
+            "later); with --target trt which TensorRT: 8.5 or 10.3. Default: portable where the "
+            "scheme allows, 10.3."
+        ),
+    ] = None,
+    activation_mode: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How --target trt rounds activations: {' or '.join(ACTIVATION_MODES)} (by token "
+            "as it runs, or by a scale calibrated for it). Default: as the scheme has it."
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -55,16 +63,18 @@ def export(
       slmq-edge export HuggingFaceTB/SmolLM-135M --method smoothquant --lm-head int8
       slmq-edge export my-checkpoint/ -o bundle/
       slmq-edge export my-checkpoint/ --target ort-cuda -o bundle-for-a-gpu/
+      slmq-edge export my-checkpoint/ --target trt --activation-mode static -o bundle-for-a-jetson/
       slmq-edge export --config my-checkpoint/recipe.toml --lm-head int8
     """
     from slmq_edge.checkpoint import is_checkpoint
     from slmq_edge.export import check_target
 
-    check_target(target, runtime)
+    wanted = Wanted(target, runtime, activation_mode)
+    check_target(wanted)
     if model is not None and is_checkpoint(Path(model)):
         _refuse_settings(context, model)
         destination = output or options.default_output(model, target)
-        _export_checkpoint(Path(model), destination, runtime, as_json, force, target)
+        _print(_export_checkpoint(Path(model), destination, wanted, force), destination, as_json)
         return
 
     from slmq_edge.commands import making
@@ -77,43 +87,34 @@ def export(
     destination = output or options.default_output(
         name, request.method, request.scheme.name, *named
     )
-    _export_model(name, request, destination, runtime, as_json, force, target)
+    _print(_export_model(name, request, destination, wanted, force), destination, as_json)
 
 
 def _export_model(
-    model: str,
-    request: Request,
-    destination: Path,
-    runtime: str | None,
-    as_json: bool,
-    force: bool,
-    target: str = DEFAULT_TARGET,
-) -> None:
+    model: str, request: Request, destination: Path, wanted: Wanted, force: bool
+) -> dict[str, Any]:
     from slmq_edge.commands import making
     from slmq_edge.commands.progress import bar
     from slmq_edge.export import check_scheme
     from slmq_edge.export import export as write
+    from slmq_edge.exporters.limits import check_widths
     from slmq_edge.files import check_output
     from slmq_edge.quantize import forget, quantize
 
     check_output(destination, force, folder=True)
     planned = making.planned(model, request, destination, exports=True)
-    check_scheme(planned.request.scheme, runtime, target)
+    check_scheme(planned.request.scheme, wanted)
+    check_widths(planned.request.scheme, planned.anatomy, wanted.target)
     with bar("reading the model") as progress:
         checkpoint = quantize(planned, progress, making.note)
-        manifest = write(checkpoint, destination, force, progress, runtime, target, keep=False)
+        manifest = write(checkpoint, destination, wanted, force, progress, keep=False)
     forget(planned)
-    _print(manifest, destination, as_json)
+    return manifest
 
 
 def _export_checkpoint(
-    folder: Path,
-    destination: Path,
-    runtime: str | None,
-    as_json: bool,
-    force: bool,
-    target: str = DEFAULT_TARGET,
-) -> None:
+    folder: Path, destination: Path, wanted: Wanted, force: bool
+) -> dict[str, Any]:
     from slmq_edge.checkpoint import load
     from slmq_edge.commands.progress import bar
     from slmq_edge.export import export as write
@@ -123,8 +124,7 @@ def _export_checkpoint(
     check_not_input(destination, folder)
     check_space(destination, folder_bytes(folder))
     with bar("reading the checkpoint") as progress:
-        manifest = write(load(folder), destination, force, progress, runtime, target, keep=False)
-    _print(manifest, destination, as_json)
+        return write(load(folder), destination, wanted, force, progress, keep=False)
 
 
 def _refuse_settings(context: typer.Context, checkpoint: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from slmq_edge import anatomy as names
-from slmq_edge.decoder import Decoder, hidden_states
+from slmq_edge.decoder import Decoder, Project, hidden_states
 from slmq_edge.errors import SlmqError
 from slmq_edge.quantization import Progress
 from slmq_edge.quantization.rounding import SMALLEST_RANGE, Extent, Steps, quantize, steps
@@ -117,11 +117,18 @@ def extent_of(x: Tensor, how: Range, grid: Grid) -> Extent:
     return Extent(found.low.to(x), found.high.to(x))
 
 
-def find(model: Decoder, tokens: Tensor, scheme: Scheme, progress: Progress) -> dict[str, Steps]:
+def find(
+    model: Decoder,
+    tokens: Tensor,
+    scheme: Scheme,
+    progress: Progress,
+    project: Project | None = None,
+) -> dict[str, Steps]:
     """Scale and zero point float32 [1] for inputs of linears, by the first linear that reads them.
 
     Of all inputs that the scheme rounds by a calibrated range: not of a head that stays float, nor
-    of an o_proj whose grid is another. tokens: int64 [windows, length].
+    of an o_proj whose grid is another. tokens: int64 [windows, length]. project: what multiplies by
+    the linears; by default the model's own weights.
 
     Raises:
         SlmqError: an activation is infinite or NaN.
@@ -132,7 +139,7 @@ def find(model: Decoder, tokens: Tensor, scheme: Scheme, progress: Progress) -> 
         if _static_grid(model, scheme, linear) is not None:
             found.setdefault(linear, Seen(counting=scheme.range != "absmax")).add(x)
 
-    _watch(model, tokens, see, progress)
+    _watch(model, tokens, see, progress, project or model.project)
     stored = {}
     for linear, seen in found.items():
         grid = _static_grid(model, scheme, linear)
@@ -157,7 +164,11 @@ def _stored(found: Steps) -> Steps:
 
 
 def _watch(
-    model: Decoder, tokens: Tensor, see: Callable[[str, Tensor], None], progress: Progress
+    model: Decoder,
+    tokens: Tensor,
+    see: Callable[[str, Tensor], None],
+    progress: Progress,
+    multiply: Project,
 ) -> None:
     """Show ``see`` every input of every linear, named by the first linear that reads it.
 
@@ -167,7 +178,7 @@ def _watch(
 
     def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         see(linears[0], inputs)
-        return model.project(inputs, linears)
+        return multiply(inputs, linears)
 
     progress(0.0, "finding ranges")
     with torch.no_grad():

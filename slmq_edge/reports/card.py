@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from slmq_edge.reports.format import share_text
+from slmq_edge.reports.made import changes_text, scheme_text
+from slmq_edge.runner.manifest import TRT
 
 FILE = "MODEL_CARD.md"
 
@@ -50,11 +52,13 @@ def _how(manifest: Mapping[str, Any]) -> list[str]:
     method = f"{manifest['method']}, preset {preset}" if preset else manifest["method"]
     lines = [
         f"- Method: {method}. Scheme: {manifest['scheme_requested']} asked, "
-        f"{lowering['scheme_ran']} executed.",
+        f"{scheme_text(lowering)} executed.",
         f"- Weights: {lowering['weights']}. Activations: {lowering['activation_mode']}. "
         f"lm_head: {lowering['lm_head']}. KV cache: {lowering['kv_cache']}.",
         f"- Multiply-adds by weights between integers: {share_text(lowering['int8_gemm_share'])}.",
     ]
+    changed = changes_text(lowering)
+    lines += [] if changed is None else [f"- Not as the scheme asks: {changed}."]
     if calibration is None:
         return [*lines, "- Calibration: none."]
     return [
@@ -66,11 +70,18 @@ def _how(manifest: Mapping[str, Any]) -> list[str]:
 
 def _runs(manifest: Mapping[str, Any]) -> list[str]:
     runtime = manifest["runtime"]
+    is_engine = runtime["kind"] == TRT
+    first = "`slmq-edge build` makes its engine on the machine that runs it. " if is_engine else ""
     return [
-        f"ONNX Runtime {runtime['minimum_version']} or later (`{runtime['kind']}`), contexts of up "
-        f"to {manifest['context_length']} tokens. `slmq-edge inspect` says what is inside, "
-        "`slmq-edge profile` checks and times it."
+        f"{runtime_name(runtime)} {runtime['minimum_version']} or later (`{runtime['kind']}`), "
+        f"contexts of up to {manifest['context_length']} tokens. {first}`slmq-edge inspect` says "
+        "what is inside, `slmq-edge profile` checks and times it."
     ]
+
+
+def runtime_name(runtime: Mapping[str, Any]) -> str:
+    """What runs a bundle, by its maker's name."""
+    return "TensorRT" if runtime["kind"] == TRT else "ONNX Runtime"
 
 
 def _checked(manifest: Mapping[str, Any]) -> list[str]:
@@ -103,6 +114,8 @@ def _again(manifest: Mapping[str, Any]) -> list[str]:
     options = f" --target {runtime['kind']}"
     if "profile" in runtime:
         options += f" --runtime {runtime['profile']}"
+    if "activation_mode" in runtime:
+        options += f" --activation-mode {runtime['activation_mode']}"
     lines = ["```", f"slmq-edge export --config recipe.toml{options} -o bundle/", "```"]
     file = recipe.get("calibration", {}).get("file")
     absent = [] if file is None else [f"its calibration text `{file}`"]

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from slmq_edge.inspection import Inspected
-from slmq_edge.reports.card import license_text
+from slmq_edge.reports.card import license_text, runtime_name
 from slmq_edge.reports.format import bytes_text, seconds_text, share_text
 from slmq_edge.reports.made import (
     calibration_text,
+    changes_text,
     cost_text,
     grids,
     online_text,
+    scheme_text,
     stages_text,
     verified_text,
 )
@@ -148,18 +150,20 @@ def _of_bundle(manifest: Mapping[str, Any]) -> dict[str, str | None]:
     bits = ", ".join(f"{part} {n}" for part, n in lowering["weight_storage_bits"].items())
     profile = runtime.get("profile")
     return {
-        "scheme": f"{manifest['scheme_requested']} asked, {lowering['scheme_ran']} executed",
+        "scheme": f"{manifest['scheme_requested']} asked, {scheme_text(lowering)} executed",
         "integer GEMM": f"{share_text(lowering['int8_gemm_share'])} of the weights' multiply-adds",
         "weights": lowering.get("weights"),
         "activations": lowering["activation_mode"],
         "lm_head": lowering["lm_head"],
         "KV cache": lowering.get("kv_cache"),
         "bits on disk": bits,
+        "changed": changes_text(lowering),
         "attention": lowering.get("attention"),
         "online": ", ".join(lowering.get("online_rotations", ())),
         "linears": None if "linears" in lowering else "not recorded one by one (an older bundle)",
-        "runtime": f"{runtime['kind']}{f', {profile}' if profile else ''}, onnxruntime "
-        f"{runtime['minimum_version']} or later, context of {manifest['context_length']} tokens",
+        "runtime": f"{runtime['kind']}{f', {profile}' if profile else ''}, "
+        f"{runtime_name(runtime)} {runtime['minimum_version']} or later, "
+        f"context of {manifest['context_length']} tokens",
         "golden limits": f"mean KL {limits['kl_limit']:.1e} nats, "
         f"perplexity {share_text(limits['perplexity_limit'])}",
         "golden check": verified_text(manifest.get("verified")),

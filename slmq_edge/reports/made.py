@@ -49,12 +49,13 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
     rows = {
         "model": manifest["model"]["name"],
         "method": _method(manifest),
-        "scheme": f"{manifest['scheme_requested']} -> {lowering['scheme_ran']}",
+        "scheme": f"{manifest['scheme_requested']} -> {scheme_text(lowering)}",
         "integer GEMM": f"{share} of the weights' multiply-adds",
         "weights": lowering["weights"],
         "activations": lowering["activation_mode"],
         "KV cache": lowering["kv_cache"],
         "bits on disk": bits,
+        "changed": changes_text(lowering),
         "attention": lowering["attention"],
         "online": ", ".join(lowering["online_rotations"]) or None,
         "calibration": calibration_text(manifest["calibration"]),
@@ -64,6 +65,24 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
         "size": bytes_text(_size(manifest)),
     }
     return _table(rows, manifest.get("notes", ()))
+
+
+def scheme_text(lowering: Mapping[str, Any]) -> str:
+    """The scheme that runs; and what holds its weights, where that has more bits than they."""
+    ran, stored = str(lowering["scheme_ran"]), lowering["weight_storage_bits"]["linears"]
+    if ran.startswith("w4") and stored > 4:
+        return f"{ran} (4-bit numerics, {stored}-bit storage)"
+    return ran
+
+
+def changes_text(lowering: Mapping[str, Any]) -> str | None:
+    """What the target runs in place of what was asked, and its cost; ``None``: nothing else."""
+    told = [
+        f"{one['what']}: mean KL {one['mean_kl']:.1e}, perplexity "
+        f"{100 * (one['perplexity_ratio'] - 1):+.2f} % ({one['tokens']} tokens)"
+        for one in lowering.get("changes") or ()
+    ]
+    return "; ".join(told) or None
 
 
 def verified_text(verified: Mapping[str, Any] | None) -> str:

@@ -3,7 +3,8 @@
 Names follow optimum's convention: ``input_ids``, ``attention_mask``, ``position_ids`` and
 ``past_key_values.{i}.key|value`` go in, ``logits`` and ``present.{i}.key|value`` come out.
 ``logits_to_keep`` is an overridable initializer: for how many of the last positions logits
-are computed (default: all). Caches pass from step to step as OrtValues, never through numpy;
+are computed (default: all); a graph for TensorRT takes their numbers, ``logits_positions``.
+Caches pass from step to step as OrtValues, never through numpy;
 where the graph's metadata says that it may, it writes new positions into the buffers it read.
 """
 
@@ -23,7 +24,7 @@ from slmq_edge.runner.manifest import GRAPH
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-KEEP = "logits_to_keep"
+KEEP, POSITIONS = "logits_to_keep", "logits_positions"
 KV_CACHE, IN_PLACE = "kv_cache", "in place"  # an entry of the graph's metadata
 LEVEL = "graph_optimization_level"  # the one setting that is no configuration entry everywhere
 APPENDS_FROM = "1.23"
@@ -88,7 +89,7 @@ class Session:
         self._inputs = {node.name for node in inputs}
         self._past = {n.name: n for n in inputs if n.name.startswith("past_key_values.")}
         overridable = {node.name for node in self._session.get_overridable_initializers()}
-        self._keeps = KEEP in overridable
+        self._keeps = KEEP in overridable or POSITIONS in self._inputs
         # A prompt's activations are many times a step's: their memory is given back behind it.
         self._shrinking = self._runtime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -211,7 +212,9 @@ class Session:
             feeds["attention_mask"] = np.ones((batch, past + new), np.int64)
         if "position_ids" in self._inputs:
             feeds["position_ids"] = np.tile(np.arange(past, past + new, dtype=np.int64), (batch, 1))
-        if keep is not None and self._keeps:
+        if POSITIONS in self._inputs:
+            feeds[POSITIONS] = np.arange(new)[-(keep or new) :]
+        elif keep is not None and self._keeps:
             feeds[KEEP] = np.array([keep], np.int64)
         return feeds
 

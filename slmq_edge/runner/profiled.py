@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Collection, Mapping, NamedTuple, Sequence
 
-from slmq_edge.errors import Damaged, SlmqError
-from slmq_edge.runner import golden, ort, probe
+from slmq_edge.errors import Damaged, SlmqError, Unsupported
+from slmq_edge.runner import golden, manifest, ort, probe
 
 INTEGER_GEMMS = (
     "MatMulInteger",
@@ -79,7 +79,13 @@ def run(
 
     Raises:
         SlmqError: the runtime is too old or refuses the graph, or its record cannot be read.
+        Unsupported: a bundle for TensorRT.
     """
+    if manifest.kind_of(bundle) == manifest.TRT:
+        raise Unsupported(
+            f"{folder.name} is for TensorRT, of whose operators onnxruntime's record says nothing: "
+            "what an engine's layers are, slmq-edge build says"
+        )
     graph = probe.graph_to_run(probe.run(folder, bundle, threads))
     prompt = golden.prompt_tokens(golden.golden_file(folder, bundle), prompt_tokens)
     tokens = prompt.reshape(1, -1)

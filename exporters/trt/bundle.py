@@ -1,0 +1,101 @@
+"""A bundle's files for TensorRT: the graph, and the recipe of its engine.
+
+Which machine builds the engine is not known here; what is, is in ``trt/recipe.json``.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import Tensor
+
+from slmq_edge import golden, parts
+from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.exporters import Wanted, graph, limits
+from slmq_edge.exporters.bundle import Written
+from slmq_edge.exporters.graph import FLOAT16
+from slmq_edge.exporters.lowering import Form, lowering
+from slmq_edge.exporters.trt import decoder, linears
+from slmq_edge.exporters.trt.convert import MEASURED, convert
+from slmq_edge.runner.manifest import TRT, TRT_GRAPH, TRT_RECIPE
+from slmq_edge.runner.trt.recipe import Port, Recipe
+
+# Newer ones are for operators that are not used: 8.5 reads 17 at most, int4 needs 21.
+OPSET, OPSET_OF_8, OPSET_OF_INT4 = 19, 17, 21
+ATTENTION = "standard operators, caches in rooms"
+# Windows of text that ranges are found on.
+CALIBRATED = 48
+
+
+def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
+    """Write ``trt/``: the graph of what TensorRT can express of a checkpoint, and its recipe.
+
+    Raises:
+        Unsupported: it cannot express the scheme, nor what is nearest to it.
+        SlmqError: an activation is infinite or NaN.
+    """
+    (folder / TRT).mkdir()
+    scheme = checkpoint.scheme
+    limits.check(scheme, wanted.runtime, TRT)
+    limits.check_widths(scheme, checkpoint.anatomy, TRT)
+    mode = limits.activation_mode(scheme, wanted.activation_mode)
+
+    @cache
+    def text() -> Tensor:
+        tokenizer = golden.tokenizer_for(checkpoint, folder)
+        return golden.windows(checkpoint, tokenizer, MEASURED + CALIBRATED)
+
+    checkpoint, changes = convert(checkpoint, mode, text)
+    text.cache_clear()
+    runtime = wanted.runtime or limits.needed_runtime(scheme, TRT)
+    opset = OPSET_OF_8 if runtime.startswith("8.") else OPSET
+    opset = OPSET_OF_INT4 if limits.has_int4(scheme) else opset
+    written = decoder.write(checkpoint, opset)
+    graph.save(written.model, folder / TRT_GRAPH)
+    sizes = graph.tensor_bytes(written.model)
+    form = Form(FLOAT16, linears.OPERATOR, "int8", ATTENTION, opset)
+    report = lowering(written.multiplications, checkpoint, form, changes)
+    recipe = Recipe(
+        opset=opset,
+        tensorrt=limits.TENSORRTS[runtime],
+        floats=FLOAT16.name,
+        activations=mode or "float",
+        layers=checkpoint.anatomy.layers,
+        kv_heads=checkpoint.anatomy.kv_heads,
+        head_dim=checkpoint.anatomy.head_dim,
+        vocab=checkpoint.anatomy.vocab,
+        context_length=report.context_length,
+        inputs=_ports(written.model.graph.inputs),
+        outputs=_ports(written.model.graph.outputs),
+        int8=written.int8,
+        weight_only=written.weight_only,
+        weight_bytes=sum(sizes.values()),
+    )
+    document = json.dumps(recipe.as_json(), indent=1)
+    (folder / TRT_RECIPE).write_text(document + "\n", "utf-8")
+    del written
+    gc.collect()
+    section = {
+        "kind": TRT,
+        "profile": runtime,
+        "minimum_version": recipe.tensorrt,
+        **({} if mode is None else {"activation_mode": mode}),
+    }
+    return Written(checkpoint, report, FLOAT16, {TRT_GRAPH: None}, parts.sizes(sizes), section)
+
+
+def _ports(values: Sequence[ir.Value]) -> tuple[Port, ...]:
+    return tuple(_port(value) for value in values)
+
+
+def _port(value: ir.Value) -> Port:
+    assert value.name is not None, "decoder.write names its ports"
+    assert value.dtype is not None, "and types them"
+    assert value.shape is not None, "and shapes them"
+    dims = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return Port(value.name, value.dtype.numpy().name, dims)
