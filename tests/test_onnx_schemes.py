@@ -312,7 +312,7 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(
 
 @pytest.mark.parametrize("name", ["w8a8", "w4a8", "w4a8-g32", "w8a16"])
 def test_an_int4_head_is_of_schemes_in_blocks(name: str) -> None:
-    with pytest.raises(Unsupported, match="lm_head of int4.*in blocks.*use --lm-head int8") as told:
+    with pytest.raises(Unsupported, match=r"lm_head of int4.*in blocks.*--lm-head int8") as told:
         check_scheme(scheme(name, "int4"))
     assert "\n" not in str(told.value)
     blocks = replace(SCHEMES["w4a8-b64"], head=Grid(4, "channel", group=32))
