@@ -214,12 +214,13 @@ def _verify(folder: Path, golden: Golden) -> dict[str, Any] | None:
     """
     from slmq_edge.runner import golden as check
     from slmq_edge.runner import ort, probe
+    from slmq_edge.runner.memory import return_memory
 
     try:
         runtime = ort.load_onnxruntime()
     except MissingExtra:
         return None
-    ort.return_memory()  # what the simulation took
+    return_memory()  # what the simulation took
     probed = {GRAPH: folder / PROBE, SIGNED_GRAPH: folder / SIGNED_PROBE}
     graphs = [
         one
