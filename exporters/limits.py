@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 
 from slmq_edge.anatomy import Anatomy
@@ -34,7 +35,7 @@ def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> No
         _operands(scheme),
         _weights(scheme.weights),
         *ONLY_OF[target](scheme),
-        _table("lm_head", scheme.head),
+        _head(scheme),
         _table("lookup table", scheme.embedding),
     )
     for refusal in refusals:
@@ -134,6 +135,24 @@ def _table(part: str, grid: Grid | None) -> str | None:
     return f"{part} of {grid}; it is float, or int8 per channel, symmetric"
 
 
+def _head(scheme: Scheme) -> str | None:
+    if _table("lm_head", scheme.head) is None or _is_head_in_blocks(scheme):
+        return None
+    return (
+        f"lm_head of {scheme.head}; it is float, or int8 per channel, symmetric, or int4 in a "
+        "scheme whose linears are multiplied in blocks (w4a8-b128, w4a16-g32): use --lm-head int8"
+    )
+
+
+def _is_head_in_blocks(scheme: Scheme) -> bool:
+    """Whether the head is multiplied as the blocks' linears are, by 4 bits a weight."""
+    head, inputs = scheme.head, scheme.activations
+    if head is None or not is_in_blocks(scheme) or block_size(head) is None:
+        return False
+    shares = inputs is None or inputs.group == head.group
+    return shares and dataclasses.replace(head, group=None) == Grid(4, "channel")
+
+
 def _kv(grid: Grid | None) -> str | None:
     if grid is None:
         return None
@@ -170,6 +189,8 @@ def _on_cuda(scheme: Scheme) -> Iterable[str | None]:
         yield _int8_rows("weights", scheme.weights)
     if scheme.kv is not None:
         yield "rounded keys and values, since no kernel of a GPU rounds row by row; use --kv 16"
+    if scheme.head is not None and scheme.head.bits == 4:
+        yield "an int4 lm_head, since no kernel of a GPU unpacks rows of it; use --lm-head int8"
 
 
 def _int8_rows(part: str, grid: Grid | None) -> str | None:
@@ -201,6 +222,8 @@ def _on_tensorrt(scheme: Scheme) -> Iterable[str | None]:
             yield "int4 weights with zero points, which are always 0 there; use --weights symmetric"
     if scheme.kv is not None:
         yield "rounded keys and values, since its caches hold floats; use --kv 16"
+    if scheme.head is not None and scheme.head.bits == 4:
+        yield "an int4 lm_head, since its table is looked up in too; use --lm-head int8"
 
 
 def activation_mode(scheme: Scheme, asked: str | None, target: str = "trt") -> str | None:

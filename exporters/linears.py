@@ -23,7 +23,7 @@ from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.exporters import weights
 from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.exporters.roundings import ZERO_POINT, Quantized
-from slmq_edge.exporters.weights import Stored
+from slmq_edge.exporters.weights import Blocks, Stored
 
 OPERATOR, BLOCK_OPERATOR = "MatMulIntegerToFloat", "MatMulNBits"
 # What MatMulNBits multiplies by: its input, or 8-bit integers with a scale for each block of it.
@@ -84,16 +84,17 @@ def _groups(build: Builder, integers: ir.Value, weight: IntegerWeight, name: str
 def block_linear(
     build: Builder,
     x: ir.Value,
+    found: Blocks,
     weight: IntegerWeight,
     bias: NDArray[np.float32] | None,
     name: str,
     accuracy: int,
 ) -> ir.Value:
-    """Multiply ``x`` [..., in], of the graph's floats, by blocks of ``weight``: [..., out].
+    """Multiply ``x`` [..., in], of the graph's floats, by the ``found`` blocks of ``weight``.
 
     The kernel itself rounds ``x``, by token and block, or leaves it in float: see ``accuracy``.
+    Returns [..., out].
     """
-    found = weights.blocks(build, weight, name)
     rows, columns = weight.integers.shape
     inputs = [x, found.integers, found.scale]
     product = build.op(

@@ -152,7 +152,9 @@ def _online(online: Online) -> list[str]:
 def _head(head: Multiplication) -> str:
     if head.grid is None:
         return "float"
-    return f"int{head.bits}" if head.is_integer else f"int{head.bits} stored, float multiplied"
+    group = "" if head.grid.group is None else f" in blocks of {head.grid.group}"
+    name = f"int{head.bits}{group}"
+    return name if head.is_integer else f"{name} stored, float multiplied"
 
 
 def _integer_gemm(

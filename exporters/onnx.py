@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
-from slmq_edge.exporters import linears, rotations, weights
+from slmq_edge.exporters import linears, lookup, rotations, weights
 from slmq_edge.exporters.attention import Attention, Cache
 from slmq_edge.exporters.flavours import ORT, Flavour
 from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
 from slmq_edge.exporters.limits import check, is_in_blocks
 from slmq_edge.exporters.lowering import Lowering, context_length, lowering
 from slmq_edge.exporters.rows import Multiplication, Part
+from slmq_edge.exporters.weights import Blocks
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
 
@@ -70,7 +71,8 @@ class _Writer:
         build = self.build
         self._keep = build.weight(np.array([KEEP_ALL], np.int64), "logits_to_keep")
         self._integers = flavour.integers(build, checkpoint)
-        self._table = self._stored_table()
+        self._blocks = self._table_in_blocks()
+        self._table = self._blocks.integers if self._blocks else self._stored_table()
         self._rounds_inputs = checkpoint.scheme.activations is not None
 
     def model(self) -> ir.Model:
@@ -136,11 +138,22 @@ class _Writer:
 
     def _embed(self) -> ir.Value:
         """Rows of the lookup table, [batch, new, hidden]."""
-        tokens = self.inputs["input_ids"]
-        rows = self.build.op("Gather", self._table, tokens, name="embed.stored", axis=0)
-        if names.EMBED in self.checkpoint.integers:
-            rows = self._scaled_rows(rows)
+        build, tokens = self.build, self.inputs["input_ids"]
+        weight = self.checkpoint.integers.get(names.EMBED)
+        if self._blocks is not None:
+            rows = lookup.block_rows(build, self._blocks, tokens, self.shape.hidden)
+        elif weight is not None:
+            rows = lookup.byte_rows(build, self._table, weight, tokens, self._integers)
+        else:
+            rows = build.op("Gather", self._table, tokens, name="embed.stored", axis=0)
         return self._rotation(rows, names.EMBED_ROTATION)
+
+    def _table_in_blocks(self) -> Blocks | None:
+        """The lookup table as a head of 4 bits reads it; ``None`` where it has other bits."""
+        table = self.checkpoint.integers.get(names.EMBED)
+        if table is None or table.grid.bits != 4:
+            return None
+        return weights.blocks(self.build, table, "embed")
 
     def _stored_table(self) -> ir.Value:
         """The lookup table, row-major: a tied head shares this one copy (ONNXRUNTIME 10)."""
@@ -148,18 +161,6 @@ class _Writer:
         if table is None:
             return self.build.float_weight(self._tensor(f"{names.EMBED}.weight"), "embed.weight")
         return self._integers.store_table(table.integers.numpy())
-
-    def _scaled_rows(self, stored: ir.Value) -> ir.Value:
-        """Rows of an 8-bit table, as floats."""
-        build, tokens = self.build, self.inputs["input_ids"]
-        table = self.checkpoint.integers[names.EMBED]
-        scales = build.weight(table.scale[:, 0].numpy(), "embed.scale")
-        integers = self._integers.centred(stored, "embed")
-        scale = build.op("Gather", scales, tokens, name="embed.row_scale", axis=0)
-        axis = build.constant([-1], np.int64)
-        column = build.op("Unsqueeze", scale, axis, name="embed.row_scale_column")
-        rows = build.op("Mul", integers, column, name="embed.rows")
-        return build.as_floats(rows, "embed.rows")
 
     def _head(self, normed: ir.Value) -> ir.Value:
         """Logits of the last ``logits_to_keep`` positions, [batch, kept, vocab]."""
@@ -184,23 +185,41 @@ class _Writer:
         build, weight = self.build, self.checkpoint.integer_weight(names.HEAD)
         grid = None if weight is None else weight.grid
         is_integer = weight is not None and self._rounds_inputs
+        in_blocks = grid is not None and grid.bits == 4
         size = self.shape.vocab * self.shape.hidden
-        self._count(names.HEAD, "head", grid, is_integer, size)
+        self._count(names.HEAD, "head", grid, is_integer, size, in_blocks)
+        # A tied head that has a grid of its own is a tensor of its own too.
+        is_table = self.shape.tied and names.HEAD not in self.checkpoint.integers
+        if weight is not None and in_blocks:
+            found = self._blocks if is_table else None
+            found = found or weights.blocks(build, weight, names.HEAD)
+            return self._block_linear(rows, found, weight, None, names.HEAD)
         if weight is not None and is_integer:
             levels = weight.integers.numpy()
-            turned = self._integers.turned_table(self._table, levels) if self.shape.tied else None
+            turned = self._integers.turned_table(self._table, levels) if is_table else None
             quantized = self._integers.quantize(
                 rows, names.HEAD, self.shape.hidden, f"{names.HEAD}.input", False
             )
             stored = turned or self._integers.store(weight, names.HEAD)
             return self._integers.multiply(quantized, stored, weight, None, names.HEAD)
-        if self.shape.tied:
+        if is_table:
             table = self._table if weight is None else self._table_as_floats()
             flat = build.op("Gemm", rows, table, name="lm_head.matmul", transB=1)
         else:
             values = self._float_weight((names.HEAD,), weight, names.HEAD)
             flat = linears.float_linear(build, rows, values, None, names.HEAD)
         return build.as_float32(flat, names.HEAD)
+
+    def _block_linear(
+        self,
+        x: ir.Value,
+        blocks: Blocks,
+        weight: IntegerWeight,
+        bias: NDArray[np.float32] | None,
+        name: str,
+    ) -> ir.Value:
+        accuracy = linears.INTEGER_INPUT if self._rounds_inputs else linears.FLOAT_INPUT
+        return linears.block_linear(self.build, x, blocks, weight, bias, name, accuracy)
 
     def _float_weight(
         self, group: tuple[str, ...], weight: IntegerWeight | None, name: str
@@ -248,8 +267,8 @@ class _Writer:
         )
         self._count(name, "linear", weight.grid, is_integer, macs, in_blocks)
         if in_blocks:
-            accuracy = linears.INTEGER_INPUT if is_integer else linears.FLOAT_INPUT
-            return linears.block_linear(build, x, weight, bias, name, accuracy)
+            blocks = weights.blocks(build, weight, name)
+            return self._block_linear(x, blocks, weight, bias, name)
         if not is_integer:
             values = self._float_weight(group, weight, name)
             return linears.float_linear(build, x, values, bias, name)

@@ -91,4 +91,5 @@ def _block_product(build: Builder, a: ir.Value, levels: NDArray[np.uint8], bits:
     signed = torch.from_numpy((levels.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8).T)
     scale = torch.ones(WIDTH, DEPTH // LEAST_BLOCK)
     weight = IntegerWeight(signed.contiguous(), scale, None, grid)
-    return linears.block_linear(build, x, weight, None, "blocks", linears.INTEGER_INPUT)
+    found = weights.blocks(build, weight, "blocks")
+    return linears.block_linear(build, x, found, weight, None, "blocks", linears.INTEGER_INPUT)

@@ -136,7 +136,7 @@ class Checkpoint:
     def integer_weight(self, linear: str) -> IntegerWeight | None:
         """The integers a linear multiplies by, or ``None`` where it multiplies floats."""
         if linear == names.HEAD and self.anatomy.tied:
-            return self.integers.get(names.EMBED)
+            return self.integers.get(names.HEAD, self.integers.get(names.EMBED))
         return self.integers.get(linear)
 
 
@@ -169,6 +169,9 @@ def round_rest(
             tensors[name] = value.contiguous()
         else:
             integers[linear] = IntegerWeight.of(quantize(value, grid), grid)
+        head = grids[names.HEAD]
+        if tied and linear == names.EMBED and head is not None and head != grid:
+            integers[names.HEAD] = IntegerWeight.of(quantize(value, head), head)
     return integers, tensors
 
 
@@ -242,6 +245,10 @@ def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tens
     tensors = {name: t for name, t in stored.items() if name not in taken}
     found = {f"{name}.weight": tuple(w.integers.shape) for name, w in integers.items()}
     found |= {name: tuple(t.shape) for name, t in tensors.items() if name not in ROTATIONS}
+    if shape.tied and names.HEAD in integers:
+        # A copy of the table, on a grid of its own.
+        table = {f"{names.EMBED}.weight": found.pop(f"{names.HEAD}.weight")}
+        check_tensors(found | table, shape, folder / WEIGHTS)
     check_tensors(found, shape, folder / WEIGHTS)
     cost = manifest["cost"]
     if not isinstance(cost, dict) or not {"seconds", "memory", "device"} <= set(cost):

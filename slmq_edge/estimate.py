@@ -83,8 +83,10 @@ def written(shape: Anatomy, scheme: Scheme) -> int:
     rest = shape.parameters - linears - table * (1 if shape.tied else 2)
     rest += 2 * shape.hidden**2 + shape.max_positions * shape.head_dim
     total = _stored(linears, scheme.weights, shape.head_dim) + rest * FLOAT + ROOM_BYTES
-    total += _stored(table, scheme.table(shape.tied), shape.hidden)
-    return total if shape.tied else total + _stored(table, scheme.head, shape.hidden)
+    looked_up, head = scheme.table(shape.tied), scheme.lm_head(shape.tied)
+    total += _stored(table, looked_up, shape.hidden)
+    once = shape.tied and head == looked_up
+    return total if once else total + _stored(table, head, shape.hidden)
 
 
 def unfinished(shape: Anatomy, method: str, settings: Mapping[str, Any]) -> int:
@@ -105,7 +107,9 @@ def _weights(shape: Anatomy, scheme: Scheme) -> tuple[int, int]:
     integers = shape.linear_macs_per_token if scheme.weights else 0
     integers += table if scheme.table(tied) else 0
     integers += table if not tied and scheme.head else 0
-    return integers, shape.parameters - integers
+    floats = shape.parameters - integers
+    copied = tied and scheme.table(tied) != scheme.lm_head(tied)
+    return integers + (table if copied else 0), floats
 
 
 def _batch(shape: Anatomy, size: Size) -> int:

@@ -165,12 +165,13 @@ def _verify(
     from slmq_edge.exporters.bundle import SESSION_OPTIONS
     from slmq_edge.runner import golden as check
     from slmq_edge.runner import ort, probe
+    from slmq_edge.runner.memory import return_memory
 
     try:
         runtime = ort.load_onnxruntime()
     except MissingExtra:
         return None
-    ort.return_memory()  # what the simulation took
+    return_memory()  # what the simulation took
     graphs = [
         graph
         for graph, integers in written.items()

@@ -20,7 +20,7 @@ from slmq_edge.anatomy import Anatomy
 from slmq_edge.builtin import world
 from slmq_edge.calibration import PROMPTS, Size, Text, cut
 from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.runner.ort import return_memory
+from slmq_edge.runner.memory import return_memory
 from slmq_edge.simulation import Simulation, token_log_probabilities
 
 FILE = "golden.npz"

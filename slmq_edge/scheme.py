@@ -71,9 +71,10 @@ class Scheme:
 
     weights, activations: of the blocks' linears and their inputs. head: of the lm_head's weights
     (its input is rounded like the others). embedding: of the lookup table; on a tied model head and
-    embedding are one tensor, and either names both. kv: of keys, after rotary embedding, and of
-    values, by token and head. query: of queries, likewise. mixed: of o_proj's input, where it is
-    not ``activations``. range: how the ranges of static activations are found.
+    embedding are one tensor, and either names both; where both are named and differ, each is stored
+    for itself. kv: of keys, after rotary embedding, and of values, by token and head. query: of
+    queries, likewise. mixed: of o_proj's input, where it is not ``activations``. range: how the
+    ranges of static activations are found.
     """
 
     name: str
@@ -94,9 +95,10 @@ class Scheme:
     def input_grid(self, linear: str) -> Grid | None:
         """The grid of a linear's input, by the linear's name.
 
-        The head's weights have one scale a row, and its input one a token, whatever blocks have.
+        Where a row of the head has one scale, its input has one a token, whatever blocks have.
         """
-        if linear == HEAD:
+        head = self.head or self.embedding
+        if linear == HEAD and (head is None or head.group is None):
             return self.activations and dataclasses.replace(self.activations, group=None)
         return self.mixed if self.mixed is not None and linear.endswith(O) else self.activations
 
@@ -156,7 +158,10 @@ SCHEMES: dict[str, Scheme] = {
 }
 ALIASES = {"fp": "fp32"}
 
-HEADS: dict[str, Grid | None] = {"float": None, "int8": WEIGHTS_8}
+# Of lookup table and lm_head: what a row with one scale is rounded to.
+TABLES: dict[str, Grid | None] = {"float": None, "int8": WEIGHTS_8}
+# A head of 4 bits has the groups that the scheme gives to the linears.
+HEADS: dict[str, Grid | None] = {**TABLES, "int4": WEIGHTS_4}
 # Of attention's keys and values, and of its queries: by token and head.
 OPERANDS_8 = Grid(8, "token", symmetric=False)
 
@@ -168,7 +173,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "range": ("absmax", "percentile", "mse"),
     "kv": ("16", "8"),
     "lm_head": tuple(HEADS),
-    "embedding": tuple(HEADS),
+    "embedding": tuple(TABLES),
 }
 
 
@@ -210,11 +215,18 @@ def in_words(words: Mapping[str, Any]) -> Scheme:
         base,
         weights=signed(base.weights, "weights"),
         activations=activations,
-        head=HEADS[full["lm_head"]],
-        embedding=HEADS[full["embedding"]],
+        head=_head(full["lm_head"], base),
+        embedding=TABLES[full["embedding"]],
         kv=OPERANDS_8 if full["kv"] == "8" else None,
         range=cast("Range", full["range"]),
     )
+
+
+def _head(word: str, base: Scheme) -> Grid | None:
+    grid = HEADS[word]
+    if grid != WEIGHTS_4 or base.weights is None:
+        return grid
+    return dataclasses.replace(WEIGHTS_4, group=base.weights.group)
 
 
 def named(name: str) -> Scheme:
@@ -234,7 +246,7 @@ def meaningless(word: str, words: Mapping[str, Any]) -> str | None:
     base, value = named(words["name"]), words[word]
     said = f"--{spoken(word)} {value}"
     if base.weights is None and word in ("lm_head", "embedding", "kv"):
-        lacks = f"int8 {word}" if word != "kv" else "8-bit keys and values"
+        lacks = f"{value} {word}" if word != "kv" else "8-bit keys and values"
         is_float = str(value) == WORDS[word][0]
         reason = f"scheme {base.name} keeps everything in float: it has no {lacks}"
         return None if is_float else reason
@@ -269,13 +281,14 @@ def words_of(found: Scheme) -> dict[str, Any] | None:
         "activation_scale": "tensor" if found.is_static else "token",
         "range": found.range,
         "kv": 8 if found.kv else 16,
-        "lm_head": "int8" if found.head else "float",
-        "embedding": "int8" if found.embedding else "float",
+        "lm_head": f"int{found.head.bits}" if found.head else "float",
+        "embedding": f"int{found.embedding.bits}" if found.embedding else "float",
     }
     if found.name not in SCHEMES:
         return None
     kept = {w: v for w, v in words.items() if w == "name" or not meaningless(w, words)}
-    return kept if in_words(kept) == found else None
+    known = all(str(value) in WORDS[word] for word, value in kept.items() if word != "name")
+    return kept if known and in_words(kept) == found else None
 
 
 def require_weights(chosen: Scheme, method: str) -> Grid:

@@ -142,6 +142,11 @@ def test_the_shortest_line_offline(tmp_path: Path) -> None:
             2,
             ("has no int8 lm_head",),
         ),
+        (
+            ("export", "demo-llama", "--method", "none", "--lm-head", "int4"),
+            1,
+            ("lm_head of int4", "use --lm-head int8"),
+        ),
         (("export", "demo-llama", "-o", "/dev/null/bundle"), 1, ("cannot write",)),
         (("quantize", "some/where/else"), 1, ("no model 'some/where/else'",)),
         (("profile", "nothing"), 1, ("no bundle at nothing",)),

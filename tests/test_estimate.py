@@ -72,12 +72,12 @@ def test_more_tokens_take_more_memory_and_spilled_ones_none(method: str) -> None
 def test_what_is_written_is_no_more_than_was_said(
     precision: str, make: Any, tmp_path: Path
 ) -> None:
-    wanted = scheme(precision, "int8" if precision.startswith("w8") else "float")
-    made = rounded(make(), wanted)
+    head = {"w8": "int8", "w4": "int4"}.get(precision[:2], "float")
+    made = rounded(make(), scheme(precision, head, "int8" if precision == "w4a8-b32" else "float"))
     checkpoint.save(made, tmp_path / "checkpoint")
     said = estimate.written(made.anatomy, made.scheme)
     assert folder_bytes(tmp_path / "checkpoint") <= said
-    if precision in ("w4a8-g32", "fp32"):
+    if precision in ("w4a16-g32", "w4a8-b32", "fp32"):
         export(made, tmp_path / "bundle")
         assert folder_bytes(tmp_path / "bundle") <= said
 

@@ -77,9 +77,27 @@ def test_blocks_are_said_and_stay_packed() -> None:
     assert head.operator == "MatMulIntegerToFloat"
 
 
-def test_operators_in_the_rows_are_those_of_the_graph() -> None:
-    for precision in ("w8a8", "w4a8-g32", "w4a8-b32", "w4a16", "fp32"):
-        model, report = onnx.write(rounded(random_qwen2(), scheme(precision)))
+@pytest.mark.parametrize("embedding", ["float", "int8"])
+@pytest.mark.parametrize("precision", ["w4a8-b32", "w4a16-g32"])
+def test_a_head_in_blocks_is_a_row_as_the_linears_are(precision: str, embedding: str) -> None:
+    for model in (random_qwen2(), random_llama()):
+        _, report = onnx.write(rounded(model, scheme(precision, "int4", embedding)))
+        (head,) = (one for one in report.linears if one.part == "head")
+        first = report.linears[0]
+        assert (head.name, head.asked_weights) == (names.HEAD, first.asked_weights)
+        assert head.asked_weights == "int4 per channel and group of 32, symmetric"
+        for column in ("asked_activations", "scheme", "operator", "integer", "activation_mode"):
+            assert getattr(head, column) == getattr(first, column), column
+        assert (head.storage_bits, head.memory_bits, head.operator) == (4, 4, "MatMulNBits")
+        bits = {"int8": 8, "float": 4 if model.anatomy.tied else 32}[embedding]
+        assert report.weight_storage_bits == {"linears": 4, "lm_head": 4, "embedding": bits}
+
+
+@pytest.mark.parametrize("head", ["float", "int4"])
+def test_operators_in_the_rows_are_those_of_the_graph(head: str) -> None:
+    blocks = ("w4a8-b32", "w4a16")
+    for precision in blocks if head == "int4" else ("w8a8", "w4a8-g32", *blocks, "fp32"):
+        model, report = onnx.write(rounded(random_qwen2(), scheme(precision, head)))
         kinds = [node.op_type for node in model.graph]
         for operator in {one.operator for one in report.linears}:
             counted = sum(one.operator == operator for one in report.linears)

@@ -209,6 +209,7 @@ REFUSED: dict[str, tuple[Scheme, str]] = {
     "groups": (scheme("w4a8-g32"), "group of 32.*use scheme w8a8 or w4a8.*w4a16-g32"),
     "blocks": (scheme("w8a8-b32"), "group of 32"),
     "keys and values": (replace(scheme("w8a8"), kv=OPERANDS_8), "rounded keys and values"),
+    "int4 head": (scheme("w4a16-g32", "int4"), "an int4 lm_head.*use --lm-head int8"),
     "queries": (replace(scheme("w8a8"), query=OPERANDS_8), "rounded queries"),
 }
 

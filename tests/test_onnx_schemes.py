@@ -23,7 +23,7 @@ from slmq_edge.quantization import Prepared, Task
 from slmq_edge.quantization.hadamard import factors, rotate_last
 from slmq_edge.runner.ort import Session
 from slmq_edge.runner.probe import largest_error
-from slmq_edge.scheme import SCHEMES, TOKENS_8, WEIGHTS_4, WEIGHTS_8, Grid, Scheme
+from slmq_edge.scheme import SCHEMES, TOKENS_8, WEIGHTS_4, WEIGHTS_8, Grid, Scheme, scheme
 from slmq_edge.simulation import Simulation
 from tests.artifacts import artifact_logits, artifact_logits_with_past, assert_close, session
 from tests.decoders import (
@@ -81,10 +81,21 @@ FORMS: dict[str, Scheme] = {
     "w8a8 kv 8": replace(W8A8, kv=KV_8),
     "w8a8 int8 table": replace(W8A8, embedding=WEIGHTS_8),
     "w8a8 int8 table and head": replace(W8A8, embedding=WEIGHTS_8, head=WEIGHTS_8),
+    "w4a8-b32 int4 head": scheme("w4a8-b32", "int4"),
+    "w4a8-b128 int4 head, int8 table": scheme("w4a8-b128", "int4", "int8"),
+    "w4a16 int4 head": scheme("w4a16", "int4"),
+    "w4a16-g32 int4 head": scheme("w4a16-g32", "int4"),
 }
 RANDOM = ("random Qwen2", "random untied Llama")
 SOME = {
-    "stories260K": ("w4a8 asymmetric activations", "w4a8-g32 asymmetric", "w8a8 kv 8", "w4a8-b32"),
+    "stories260K": (
+        "w4a8 asymmetric activations",
+        "w4a8-g32 asymmetric",
+        "w8a8 kv 8",
+        "w4a8-b32",
+        "w4a8-b32 int4 head",
+        "w4a8-b128 int4 head, int8 table",
+    ),
     "demo-qwen2": (
         "w8a8 asymmetric",
         "w8a8 static asymmetric",
@@ -181,7 +192,23 @@ def test_a_rotation_left_out_is_seen(tmp_path: Path) -> None:
             "int8",
             (4, 8, 32),
         ),
+        (
+            "w4a8-b32 int4 head",
+            "w4a8-b32",
+            True,
+            "per token and block of 32, dynamic, symmetric",
+            "int4 in blocks of 32",
+            (4, 4, 32),
+        ),
         ("w4a16-g32", "w4a16-g32", False, "float32", "float", (4, 32, 32)),
+        (
+            "w4a16-g32 int4 head",
+            "w4a16-g32",
+            False,
+            "float32",
+            "int4 in blocks of 32 stored, float multiplied",
+            (4, 4, 32),
+        ),
         ("w8a16", "w8a16", False, "float32", "int8 stored, float multiplied", (8, 8, 32)),
     ],
 )
@@ -195,7 +222,7 @@ def test_the_report_is_true(
     assert tuple(report.weight_storage_bits.values()) == bits
     assert report.weights == str(checkpoint.scheme.weights)
     linears, all_macs = shape.linear_macs_per_token, shape.head_macs_per_token
-    integer = linears + (all_macs if head == "int8" else 0)
+    integer = linears + (0 if head.startswith("float") else all_macs)
     assert report.int8_gemm_share == (integer / (linears + all_macs) if share else 0.0)
     kinds = {node.op_type for node in model.graph}
     assert ("MatMulNBits" in kinds) == ("-b" in ran or ran.startswith("w4a16"))
@@ -268,7 +295,8 @@ def model_layers(model: ir.Model) -> int:
             "zero points that do not fit",
         ),
         ({"weights": Grid(3, "channel")}, "weights of int3.*4 or 8 bits"),
-        ({"head": Grid(4, "channel")}, "lm_head of int4"),
+        ({"head": Grid(4, "channel")}, "lm_head of int4.*in blocks.*use --lm-head int8"),
+        ({"head": Grid(4, "channel", group=32)}, "lm_head of int4"),
         ({"embedding": Grid(4, "channel")}, "lookup table of int4"),
         ({"kv": Grid(8, "token", group=4)}, "by token and head"),
         ({"kv": replace(KV_8, zero=False)}, "range need not hold zero"),
@@ -280,6 +308,31 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(
     wanted = replace(W8A8, **change)
     with pytest.raises(Unsupported, match=reason):
         check_scheme(wanted)
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "w4a8-g32", "w8a16"])
+def test_an_int4_head_is_of_schemes_in_blocks(name: str) -> None:
+    with pytest.raises(Unsupported, match=r"lm_head of int4.*in blocks.*--lm-head int8") as told:
+        check_scheme(scheme(name, "int4"))
+    assert "\n" not in str(told.value)
+    blocks = replace(SCHEMES["w4a8-b64"], head=Grid(4, "channel", group=32))
+    with pytest.raises(Unsupported, match="lm_head of int4"):
+        check_scheme(blocks)
+
+
+def test_a_head_of_4_bits_and_its_table_are_stored_once() -> None:
+    def levels(wanted: Scheme) -> dict[str, int]:
+        model, _ = onnx.write(form_of(random_qwen2(), wanted))
+        found = graph.tensor_bytes(model)
+        return {name: found[name] for name in ("embed.weight", "lm_head.weight") if name in found}
+
+    shape = random_qwen2().anatomy
+    filled = shape.vocab * 2 * 32  # two blocks of 32 hold a row of 48
+    assert (shape.hidden, levels(scheme("w4a8-b32", "int4"))) == (48, {"embed.weight": filled // 2})
+    assert levels(scheme("w4a8-b32", "int4", "int8")) == {
+        "embed.weight": shape.vocab * shape.hidden,
+        "lm_head.weight": filled // 2,
+    }
 
 
 @pytest.mark.parametrize("form", [*SCHEMES.values(), *FORMS.values()])

@@ -55,10 +55,24 @@ def test_every_scheme_is_its_own_words(name: str) -> None:
     assert in_words({"name": name}) == scheme(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "group"), [("w4a8-b128", 128), ("w4a16-g32", 32), ("w4a16", None)]
+)
+def test_an_int4_head_has_the_groups_of_its_scheme(name: str, group: int | None) -> None:
+    found = in_words({"name": name, "lm_head": "int4"})
+    assert found.head == Grid(4, "channel", group=group)
+    assert found.input_grid("lm_head") == found.activations
+    words = words_of(found)
+    assert words is not None
+    assert (words["lm_head"], in_words(words)) == ("int4", found)
+
+
 def test_a_scheme_that_no_words_describe_has_none() -> None:
     odd = dataclasses.replace(scheme("w8a8"), query=Grid(8, "token"))
     assert words_of(odd) is None
     assert words_of(Scheme("w3a8", Grid(3, "channel"), Grid(8, "token"))) is None
+    assert words_of(dataclasses.replace(scheme("w4a8"), embedding=Grid(4, "channel"))) is None
+    assert words_of(dataclasses.replace(scheme("w4a8"), head=Grid(4, "channel", group=8))) is None
 
 
 @pytest.mark.parametrize(
@@ -73,6 +87,8 @@ def test_a_scheme_that_no_words_describe_has_none() -> None:
         ({"name": "fp", "weights": "asymmetric"}, "fp32 keeps everything in float"),
         ({"name": "fp32", "kv": 8}, "8-bit keys and values"),
         ({"name": "fp32", "lm_head": "int8"}, "has no int8 lm_head"),
+        ({"name": "fp32", "lm_head": "int4"}, "has no int4 lm_head"),
+        ({"name": "w4a8-b32", "embedding": "int4"}, "unknown embedding 'int4'"),
     ],
 )
 def test_words_that_make_no_sense_are_one_line(words: dict[str, Any], message: str) -> None:

@@ -83,11 +83,13 @@ def test_a_recipe_makes_the_same_checkpoint_to_the_last_bit(here: Path) -> None:
 
 def test_a_recipe_travels_through_checkpoint_and_bundle(here: Path) -> None:
     (here / "text.txt").write_text("The otter lives in the river, and eats fish. " * 400)
-    flags = ("--method", "none", "--calib", "text.txt", *SMALL)
+    head = ("--scheme", "w4a8-b32", "--lm-head", "int4", "--embedding", "int8")
+    flags = ("--method", "none", *head, "--calib", "text.txt", *SMALL)
     done(slmq("quantize", "demo-llama", *flags, "-o", "checkpoint"))
     loaded = checkpoints.load(here / "checkpoint")
     assert loaded.recipe is not None
     assert loaded.recipe["method"] == "none"
+    assert loaded.recipe["scheme"]["lm_head"] == "int4"
     done(slmq("export", "checkpoint", "-o", "first"))
     done(slmq("export", "--config", "checkpoint/recipe.toml", "-o", "second"))
     for name in ("recipe.toml", "ort/model.onnx", "ort/model.onnx.data"):

@@ -29,7 +29,8 @@ OLDEST, LOCKED, NEWEST = "1.19.2", "1.23.2", "1.31.1"
 STANDARD = "random untied Llama"  # whose heads no fused attention takes
 PLAIN = ("fp32", "w8a8", "w4a8", "w4a8-g32", "w4a8-b32", "w4a16-g32")
 MODERN = "w8a8-b32"  # 8-bit blocks, which the oldest does not know
-WRITTEN_OUT = ("w8a8 asymmetric activations", "w8a8 static", "w8a8 kv 8", MODERN)
+IN_BLOCKS = ("w4a8-b32 int4 head", "w4a8-b128 int4 head, int8 table", "w4a16-g32 int4 head")
+WRITTEN_OUT = ("w8a8 asymmetric activations", "w8a8 static", "w8a8 kv 8", *IN_BLOCKS, MODERN)
 CASES = [
     *((name, form) for name in ("demo-llama", "demo-qwen2") for form in (*PLAIN, *WRITTEN_OUT)),
     *((STANDARD, form) for form in ("fp32", "w8a8", "w8a8 kv 8")),

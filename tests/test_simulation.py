@@ -29,6 +29,7 @@ Floats = NDArray[np.float64]
 UNEVEN = Grid(4, "channel", symmetric=False)
 GROUPS = Grid(4, "channel", group=32)
 TOKENS_UNEVEN = Grid(8, "token", symmetric=False)
+TOKEN_GROUPS = Grid(8, "token", group=32)
 TENSOR, TENSOR_UNEVEN = Grid(8, "tensor"), Grid(8, "tensor", symmetric=False)
 FORMS = [
     Scheme("symmetric", WEIGHTS_8, TOKENS_8),
@@ -59,6 +60,9 @@ FORMS = [
     Scheme("integer table", WEIGHTS_4, TOKENS_8, embedding=WEIGHTS_8),
     Scheme("integer head and table", WEIGHTS_8, TOKENS_UNEVEN, head=WEIGHTS_8, embedding=WEIGHTS_8),
     Scheme("table and head by groups", WEIGHTS_8, TOKENS_8, head=UNEVEN, embedding=GROUPS),
+    Scheme("blocks, head of rows", GROUPS, TOKEN_GROUPS, head=WEIGHTS_8),
+    Scheme("blocks, head in blocks", GROUPS, TOKEN_GROUPS, head=GROUPS),
+    Scheme("head in blocks, table of rows", GROUPS, TOKEN_GROUPS, head=GROUPS, embedding=WEIGHTS_8),
 ]
 MODELS: list[Callable[[], Decoder]] = [random_llama, random_qwen2, random_qwen3]
 
@@ -77,9 +81,11 @@ class Reference:
         self.weights = {name: t.double().numpy() for name, t in checkpoint.tensors.items()}
         for name, weight in checkpoint.integers.items():
             self.weights[f"{name}.weight"] = self.dequantized(weight)
-        if self.shape.tied:
+        if self.shape.tied and "lm_head" not in checkpoint.integers:
             self.weights["lm_head.weight"] = self.weights["model.embed_tokens.weight"]
-        self.float_head = checkpoint.integer_weight("lm_head") is None
+        head = checkpoint.integer_weight("lm_head")
+        self.float_head = head is None
+        self.head_in_rows = head is not None and head.grid.group is None
 
     @staticmethod
     def dequantized(weight: Any) -> Floats:
@@ -117,6 +123,8 @@ class Reference:
         grid = self.scheme.activations
         if linear == "lm_head" and self.float_head:
             return x
+        if linear == "lm_head" and self.head_in_rows and grid is not None:
+            grid = Grid(grid.bits, grid.per, grid.symmetric)
         if linear.endswith("o_proj") and self.scheme.mixed is not None:
             grid = self.scheme.mixed
         if grid is None or grid.per == "token":

@@ -241,6 +241,7 @@ REFUSED: dict[str, tuple[Scheme, str]] = {
         in_words({"name": "w4a16-g64", "weights": "asymmetric"}),
         "--weights symmetric",
     ),
+    "int4 head": (in_words({"name": "w4a16-g32", "lm_head": "int4"}), "use --lm-head int8"),
     "keys": (dataclasses.replace(SCHEMES["w8a8"], kv=OPERANDS_8), "use --kv 16"),
 }
 

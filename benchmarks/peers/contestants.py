@@ -41,8 +41,9 @@ class Entry:
     versions: dict[str, str]
 
 
-def _ours(scheme: str, bits: int, about: str, *options: str) -> Contestant:
-    return Contestant(f"ours-{scheme}", "ours", bits, ("--scheme", scheme, *options), about)
+def _ours(name: str, bits: int, about: str, *options: str) -> Contestant:
+    scheme = name.removesuffix(FOUR_BITS)
+    return Contestant(f"ours-{name}", "ours", bits, ("--scheme", scheme, *options), about)
 
 
 def _llama(kind: str, bits: int) -> Contestant:
@@ -51,13 +52,19 @@ def _llama(kind: str, bits: int) -> Contestant:
 
 
 HEAD = ("--lm-head", "int8")
+FOUR_BITS = "-int4-head"  # as the peers' files of 4 bits have it
 _ALL = (
     _ours("fp32", 32, "float"),
     _llama("F32", 32),
     Contestant("optimum-fp32", "optimum", 32, (), "optimum's own export; logits of all positions"),
     _ours("w8a8", 8, "int8 x int8, by channel and token; table and lm_head int8", *HEAD),
     _llama("Q8_0", 8),
-    _ours("w4a8-b128", 4, "int4 x int8, blocks of 128 share scales; table, lm_head int8", *HEAD),
+    _ours(
+        f"w4a8-b128{FOUR_BITS}",
+        4,
+        "int4 x int8, blocks of 128 share scales; table, lm_head too",
+        *("--lm-head", "int4"),
+    ),
     _ours("w4a8-b32", 4, "int4 x int8, blocks of 32 share scales; table, lm_head int8", *HEAD),
     _ours("w4a16-g32", 4, "int4 weights alone, groups of 32; table and lm_head float"),
     Contestant("genai-int4", "genai", 4, ("int4",), "its builder's int4, table and lm_head too"),

@@ -41,8 +41,9 @@ _WORD_HELP = {
     "range": "How ranges are found with --activation-scale tensor: {}.",
     "kv": "Bits of attention's keys and values: {} (16: they stay float).",
     "lm_head": "Precision of the lm_head ({}); on a tied model the lookup table is the same "
-    "tensor and follows.",
-    "embedding": "Precision of the lookup table ({}); on a tied model the lm_head follows.",
+    "tensor and follows. int4: in blocks, as the linears of w4a8-b128 or w4a16-g32 are.",
+    "embedding": "Precision of the lookup table ({}); on a tied model the lm_head follows, "
+    "unless it is given other bits: then it is a tensor of its own.",
 }
 # Parameter -> its type and option. What is not in the command line is None or empty.
 MAKING: dict[str, Any] = {

@@ -11,7 +11,6 @@ where the graph's metadata says that it may, it writes new positions into the bu
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.metadata
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from slmq_edge.errors import Damaged, MissingExtra, SlmqError, Unsupported
 from slmq_edge.runner.manifest import GRAPH
+from slmq_edge.runner.memory import let_go, mappings, return_memory
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -29,6 +29,7 @@ KV_CACHE, IN_PLACE = "kv_cache", "in place"  # an entry of the graph's metadata
 LEVEL = "graph_optimization_level"  # the one setting that is no configuration entry everywhere
 APPENDS_FROM = "1.23"
 PIECE = 512  # tokens of a prompt that run together, where they need not all
+STEPS = 64  # after so many, what they read and what they freed is given back
 QUIET = 3  # errors only: warnings about optimizations would end up in the error report
 
 
@@ -83,7 +84,8 @@ class Session:
         self._runtime = load_onnxruntime()
         self._session = open_session(graph, threads, settings, trace, provider=provider)
         self._memory = provider.memory
-        return_memory()  # what was folded at load
+        self._mapped = mappings(graph.parent)  # for as long as the session lives
+        self._give_back()  # what was folded at load, and read to be packed
         outputs = {node.name: node for node in self._session.get_outputs()}
         inputs = self._session.get_inputs()
         self._inputs = {node.name for node in inputs}
@@ -151,7 +153,7 @@ class Session:
             logits, cache = self._run(part, cache, some, self._shrinking)
             if wanted > 0:
                 kept.append(logits)
-        return_memory()
+        self._give_back()
         return (kept[0] if len(kept) == 1 else np.concatenate(kept, axis=1)), cache
 
     def step(self, tokens: Any, cache: Cache) -> tuple[Any, Cache]:
@@ -164,7 +166,13 @@ class Session:
             raise ValueError("one token at a time: onnxruntime 1.19 errs on more")
         if self._in_place and cache.length >= cache.room:
             cache = self._roomier(cache, tokens.shape[0])
+        if cache.length % STEPS == 0:
+            self._give_back()
         return self._run(tokens, cache, 1)
+
+    def _give_back(self) -> None:
+        return_memory()
+        let_go(self._mapped)
 
     def _run(
         self, tokens: Any, cache: Cache, keep: int | None, options: Any = None
@@ -349,12 +357,6 @@ def check_provider(provider: Provider) -> None:
             "installed here does not have: pip install 'slmq-edge[gpu]' in place of onnxruntime, "
             "on a machine with an NVIDIA GPU, or export with --target ort for a CPU"
         )
-
-
-def return_memory() -> None:
-    """Give back to the system what malloc keeps of freed memory, where it can be asked to."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc
 
 
 def load_onnxruntime() -> Any:
