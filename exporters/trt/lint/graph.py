@@ -27,9 +27,13 @@ class Graph:
     """A model with its types and shapes inferred; the model that was given stays as it is.
 
     Weights in files beside it are not read: of them, rules ask for types and shapes only.
+
+    Raises:
+        Damaged: its nodes are not in the order that they run in.
     """
 
     def __init__(self, model: ir.Model) -> None:
+        _check_order(model.graph)
         self.model = _inferred(model)
         self.nodes: tuple[ir.Node, ...] = tuple(self.model.graph)
         self.inputs = tuple(self.model.graph.inputs)
@@ -163,7 +167,7 @@ def load(source: Path | ir.Model | Any) -> Graph:
 
     Raises:
         NotFound: there is no such file.
-        Damaged: it is no ONNX model.
+        Damaged: it is no ONNX model, or its nodes are out of order.
         Unsupported: it is larger than a model without external data can be.
     """
     if isinstance(source, Graph):
@@ -182,9 +186,23 @@ def load(source: Path | ir.Model | Any) -> Graph:
             "save its weights as external data"
         )
     try:
-        return Graph(ir.load(source))
-    except Exception as error:  # protobuf's own errors, and a tree that is no graph
-        raise Damaged(f"{source} is no ONNX model: {error}") from error
+        model = ir.load(source)
+    except Exception as error:  # protobuf's own, and onnx-ir's of every kind
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise Damaged(f"{source} is no ONNX model: {reason:.200}") from error
+    return Graph(model)
+
+
+def _check_order(graph: ir.Graph) -> None:
+    """Raise Damaged where a node reads what a later one makes."""
+    waiting = set(graph)
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() in waiting:
+                raise Damaged(
+                    f"{label(node)} reads {value.name} before it is made: sort the graph's nodes"
+                )
+        waiting.remove(node)
 
 
 def _inferred(model: ir.Model) -> ir.Model:

@@ -121,7 +121,7 @@ def scale_pairs(case: Case) -> Iterator[Problem]:
             before = case.graph.constant(operand(quantize, 1))
             if before is None or after is None:  # rule 4's
                 continue
-            if before.shape != after.shape or np.any(before != after):
+            if not np.array_equal(before, after, equal_nan=True):
                 what = f"another scale than its Q, {label(quantize)}"
                 yield Problem(label(node), what, "let both read one initializer")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import onnx_ir as ir
@@ -33,22 +34,19 @@ def half_ranges(case: Case) -> Iterator[Problem]:
         if reach * MARGIN > LARGEST_HALF:
             what = f"reached {reach:.4g} in calibration; float16 ends at {LARGEST_HALF:.0f}"
             yield Problem(value.name or "", what, "keep it in float32, or smooth it", WARNING)
-    unknown = []
     for product in products(case.graph):
         if not is_integer(product) or case.graph.dtype(_weight_scale(product)) != HALF:
             continue
         largest = case.ranges.get(product.node.outputs[0].name or "")
         weight_scales = case.graph.constant(_weight_scale(product))
         if largest is None or weight_scales is None:
-            unknown.append(product.name)
+            what = "sums are float16 before their scales, and how large they get is not known"
+            yield Problem(product.name, what, "store scales in float32", WARNING)
             continue
         sums = largest / float(weight_scales.min())
         if sums > LARGEST_HALF:
             what = f"sums reach {sums:.4g} before their float16 scales; {LARGEST_HALF:.0f} is most"
             yield Problem(product.name, what, "store scales in float32", WARNING)
-    if unknown:
-        what = f"float16 scales of {len(unknown)} products, whose sums' range is not known"
-        yield Problem(unknown[0], what, "store scales in float32", WARNING)
 
 
 def _weight_scale(product: Product) -> ir.Value | None:
@@ -68,7 +66,11 @@ def _reaches(case: Case) -> Iterator[tuple[ir.Value, float]]:
             found.setdefault(rounded, TOP * float(scale.item()))
             cast = made_by(rounded, "Cast")
             rounded = None if cast is None else cast.inputs[0]
-    return ((value, reach) for value, reach in found.items() if graph.dtype(value) == HALF)
+    return (
+        (value, reach)
+        for value, reach in found.items()
+        if graph.dtype(value) == HALF and math.isfinite(reach)
+    )
 
 
 def shapes(case: Case) -> Iterator[Problem]:

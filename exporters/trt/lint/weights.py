@@ -92,12 +92,12 @@ def four_bits(case: Case) -> Iterator[Problem]:
     """Rule 19: INT4 of weights only, in whole blocks, by versions that know it."""
     graph, target = case.graph, case.target
     nodes = [node for node in graph.of(DEQUANTIZE, QUANTIZE) if _is_four_bits(graph, node)]
-    if nodes and target.version < INT4_SINCE:
-        what = f"{len(nodes)} tensors of 4 bits; INT4 came with TensorRT 10"
-        yield Problem(label(nodes[0]), what, "store them as int8, which holds the same numbers")
     if nodes and graph.opset < INT4_OPSET:
         yield Problem("", f"4 bits at opset {graph.opset}", f"export with opset {INT4_OPSET}")
     for node in nodes:
+        if target.version < INT4_SINCE:
+            what = f"4 bits; INT4 came with TensorRT {INT4_SINCE[0]}"
+            yield Problem(label(node), what, "store it as int8, which holds the same numbers")
         yield from _four_bits(graph, node)
     for product in products(graph):
         weight, other = product.weight, product.activation
