@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -194,7 +195,7 @@ def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path) -> None:
         lint(tmp_path / "no.onnx", "10.3")
     net = linear()
     net.nodes.reverse()
-    with pytest.raises(Damaged, match=r"y reads fc\.matmul before it is made"):
+    with pytest.raises(Damaged, match=r"y reads fc\.matmul\.out before it is made"):
         lint(net.model(), "10.3")
     with (tmp_path / "big.onnx").open("wb") as stream:
         stream.truncate(2**31)
@@ -298,3 +299,11 @@ def test_every_rule_is_in_the_documentation() -> None:
     text = (ROOT / "docs" / "tensorrt-lint.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.MULTILINE))
     assert rows == {str(number): name for number, (name, _) in RULES.items()}
+
+
+def test_without_onnx_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "onnx_ir.py").write_text("raise ImportError('not installed')")
+    paths = os.pathsep.join(map(str, (tmp_path / "path", ROOT)))
+    done = slmq("lint", "m.onnx", cwd=tmp_path, PYTHONPATH=paths)
+    assert_one_line(done, 1, "onnx-ir is not installed", "slmq-edge[onnx]")

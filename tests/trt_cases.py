@@ -113,6 +113,15 @@ def runtime_scale(computed: bool) -> Net:
     return net
 
 
+def cast_scale() -> Net:
+    net = linear()
+    net.cast(net.constant("x.wide", np.float64(0.05)), FLOAT, "x.cast")
+    for name in ("x.quantize", "x.dequantize"):
+        net.node(name).input[1] = "x.cast"
+    net.nodes.insert(0, net.nodes.pop())
+    return net
+
+
 def turned(axis: int) -> Net:
     """A weight stored as [out, in]."""
     net = linear()
@@ -343,6 +352,7 @@ ROWS = (
     *(Row(4, E, "x.quantize", of(), of(scale=bad)) for bad in (0, -0.1, np.nan, np.inf)),
     Row(4, W, "fc.weight_dequantize", made(half_scales), made(tiny_scales)),
     Row(4, E, "x.quantize", of(), made(lambda: runtime_scale(True))),
+    Row(4, W, "x.dequantize", of(), made(cast_scale)),
     Row(5, E, "x.quantize", of(scale=[0.05]), of(scale=VECTOR)),
     Row(6, E, "x.dequantize", of(back=0.05), of(back=0.06)),
     Row(7, E, "fc.weight_dequantize", of(),
@@ -383,7 +393,7 @@ ROWS = (
     Row(18, W, "x", of(scale=200), of(scale=300)),
     Row(18, W, "y", of(), of(), ranges={"y": 4e4}),
     Row(18, W, "fc.matmul", of(), made(half_scales)),
-    Row(18, W, "fc.matmul", of(), made(half_scales), ranges={"fc.matmul": 700.0}),
+    Row(18, W, "fc.matmul", of(), made(half_scales), ranges={"fc.matmul.out": 700.0}),
     Row(19, E, "fc.dq", made(int4), made(lambda: int4(outputs=47))),
     Row(19, E, "fc.dq", made(int4), made(lambda: int4(block=24))),
     Row(19, E, "fc.dq", made(int4), made(lambda: int4(zero=1))),
@@ -399,9 +409,11 @@ ROWS = (
         inputs=(WHOLE.inputs[0]._replace(dtype="int32"), *WHOLE.inputs[1:])))),
     Row(21, E, "present.0.value", decoder, decoder,
         recipes=(WHOLE, WHOLE._replace(outputs=WHOLE.outputs[:-1]))),
+    Row(21, W, "spare", of(), changed(lambda net: net.input("spare", HALF, [4]))),
     Row(22, W, "", lambda: embedded(2**31 - 1), lambda: embedded(2**31)),
-    Row(23, W, "MatMul of fc.matmul", of(), named("")),
+    Row(23, W, "MatMul of fc.matmul.out", of(), named("")),
     Row(23, W, "x.quantize", of(), named("x.quantize")),
+    Row(23, W, "x.zero", of(), named("x.zero")),
     Row(23, E, "gone", of(), of(), recipes=(TINY, TINY._replace(int8=("fc.matmul", "gone")))),
     Row(24, E, "node", of(), made(lambda: with_function(False))),
     Row(24, W, "node", of(), made(lambda: with_function(True))),

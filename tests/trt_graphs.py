@@ -41,11 +41,15 @@ class Net:
     def op(
         self, kind: str, *inputs: str, name: str | None = None, out: int = 1, **attributes: Any
     ) -> str:
-        """A node called ``name``, which makes ``name``, or ``name:1`` and so on."""
-        made = name or f"{kind}.{len(self.nodes)}"
+        """A node called ``name``, which makes ``name``, or ``name:1`` and so on.
+
+        What a MatMul makes is called otherwise, as rule 23 has it.
+        """
+        called = name or f"{kind}.{len(self.nodes)}"
+        made = f"{called}.out" if kind == "MatMul" else called
         outputs = [made, *(f"{made}:{index}" for index in range(1, out))]
         self.domains.setdefault(attributes.get("domain", ""), 1)
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=made, **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=called, **attributes))
         return made
 
     def node(self, name: str) -> Any:
@@ -114,7 +118,7 @@ def decoder(opset: int = 19, mode: str = "static") -> Any:
     """One block of attention with a room for its cache, an embedding and a head."""
     net = Net(opset)
     tokens = net.input("input_ids", INT64, [1, "new"])
-    net.input("position_ids", INT64, [1, "new"])
+    positions = net.input("position_ids", INT64, [1, "new"])
     net.input("logits_positions", INT64, ["kept"])
     cache = [1, HEADS, "room", WIDTH // HEADS]
     past = {kind: net.input(f"past_key_values.0.{kind}", HALF, cache) for kind in ("key", "value")}
@@ -123,7 +127,7 @@ def decoder(opset: int = 19, mode: str = "static") -> Any:
     normed = _norm(net, net.cast(stream, FLOAT), "norm")
     x, factor = _input(net, normed, mode, "attention.input")
     q, k, v = (_project(net, x, factor, f"self_attn.{kind}_proj", WIDTH) for kind in "qkv")
-    mixed = _attention(net, q, k, v, past)
+    mixed = _attention(net, q, k, v, past, positions)
     x, factor = _input(net, net.cast(mixed, FLOAT), mode, "o.input")
     update = _project(net, x, factor, "self_attn.o_proj", HIDDEN)
     stream = net.op("Add", stream, update, name="stream")
@@ -168,7 +172,8 @@ def _project(net: Net, x: str, factor: str | None, name: str, outputs: int) -> s
     return net.cast(product, HALF, name)
 
 
-def _attention(net: Net, q: str, k: str, v: str, past: dict[str, str]) -> str:
+def _attention(net: Net, q: str, k: str, v: str, past: dict[str, str], positions: str) -> str:
+    """Of rows turned by their positions, or as good as that."""
     shape = net.constant("heads", np.array([1, -1, HEADS, WIDTH // HEADS]))
 
     def heads(x: str, name: str) -> str:
@@ -182,7 +187,11 @@ def _attention(net: Net, q: str, k: str, v: str, past: dict[str, str]) -> str:
         row = net.op("Gather", heads(x, f"{kind}.heads"), first, name=f"{kind}.row", axis=2)
         placed[kind] = net.op("Where", is_new, row, past[kind], name=f"present.0.{kind}")
     turned = net.op("Transpose", placed["key"], name="keys", perm=[0, 1, 3, 2])
-    scores = net.cast(net.op("MatMul", heads(q, "query"), turned, name="scores"), FLOAT)
+    angles = net.op("Cos", net.cast(positions, FLOAT), name="angles")
+    column = net.constant("column", np.array([1, 3]))
+    angles = net.cast(net.op("Unsqueeze", angles, column, name="angles.column"), HALF)
+    query = net.op("Mul", heads(q, "query"), angles, name="query.turned")
+    scores = net.cast(net.op("MatMul", query, turned, name="scores"), FLOAT)
     shares = net.cast(net.op("Softmax", scores, name="shares", axis=-1), HALF)
     mixed = net.op("MatMul", shares, placed["value"], name="mixed")
     back = net.op("Transpose", mixed, name="mixed.turned", perm=[0, 2, 1, 3])

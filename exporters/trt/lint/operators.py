@@ -10,6 +10,7 @@ import onnx_ir as ir
 from slmq_edge.exporters.trt.lint.findings import ERROR, WARNING, Case, Problem
 from slmq_edge.exporters.trt.lint.graph import (
     DEQUANTIZE,
+    PRODUCTS,
     PROTOBUF_BYTES,
     QUANTIZE,
     label,
@@ -108,16 +109,20 @@ def embedded_weights(case: Case) -> Iterator[Problem]:
 
 def node_names(case: Case) -> Iterator[Problem]:
     """Rule 23: names that find a layer of the engine again, those of the recipe among them."""
-    nodes = list(case.graph.of("MatMul", "Gemm", QUANTIZE, DEQUANTIZE))
+    nodes = list(case.graph.of(*PRODUCTS, QUANTIZE, DEQUANTIZE))
     counts = Counter(node.name for node in nodes)
+    tensors = {value.name for value in case.graph.values()}
     for node in nodes:
         if not node.name or counts[node.name] > 1:
             what = f"{counts[node.name]} nodes of this name" if node.name else "no name"
             advice = "give it one of its own: layers of an engine are known by it"
             yield Problem(label(node), what, advice, WARNING)
+        elif node.op_type in PRODUCTS and node.name in tensors:
+            what = "a tensor is called the same, and the layer will be called otherwise"
+            yield Problem(label(node), what, "call what it makes otherwise", WARNING)
     if case.recipe is None:
         return
-    names = {node.name for node in case.graph.of("MatMul", "Gemm")}
+    names = {node.name for node in case.graph.of(*PRODUCTS)}
     for name in (*case.recipe.int8, *case.recipe.weight_only):
         if name not in names:
             yield Problem(name, "in the recipe, and not in the graph", "export it again", ERROR)

@@ -14,6 +14,7 @@ from slmq_edge.exporters.trt.lint.graph import (
     attribute,
     label,
     operand,
+    source,
 )
 from slmq_edge.exporters.trt.lint.products import is_of_weight, roundings
 
@@ -80,6 +81,10 @@ def scales(case: Case) -> Iterator[Problem]:
     for node in case.graph.of(QUANTIZE, DEQUANTIZE):
         scale = operand(node, 1)
         values = case.graph.constant(scale)
+        if values is None and scale is not None and case.graph.is_constant(source(scale)):
+            what = "scale is made of a constant, which not every parser folds"
+            yield Problem(label(node), what, "store what it is made into", WARNING)
+            continue
         if values is None:
             what = "scale is computed at run time: no integer product comes of it"
             advice = (

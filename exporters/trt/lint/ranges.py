@@ -90,6 +90,9 @@ def shapes(case: Case) -> Iterator[Problem]:
                     yield Problem(port.name or "", what, advice)
         if case.graph.dims(port) is None:
             yield Problem(port.name or "", "an input without a shape", "write its shape down")
+        if not port.uses() and not port.is_graph_output():
+            what = "nothing reads it, and the engine may still ask for it"
+            yield Problem(port.name or "", what, "leave it out", WARNING)
     for name, one in case.profiles.items():
         for dim in sorted(names & set(one)):
             if not 1 <= one[dim].least <= one[dim].typical <= one[dim].most:

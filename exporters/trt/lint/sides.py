@@ -9,6 +9,7 @@ import onnx_ir as ir
 from slmq_edge.exporters.trt.lint.findings import WARNING, Case, Problem
 from slmq_edge.exporters.trt.lint.graph import (
     DEQUANTIZE,
+    PRODUCTS,
     QUANTIZE,
     label,
     operand,
@@ -51,7 +52,7 @@ def both_sides(case: Case) -> Iterator[Problem]:
             yield Problem(product.name, what, "put Q and DQ before it, or call it w8a16", WARNING)
     if case.recipe is None:
         return
-    there = {node.name for node in case.graph.of("MatMul", "Gemm")}
+    there = {node.name for node in case.graph.of(*PRODUCTS)}
     for name in case.recipe.int8:
         if name in there and name not in integers:
             what = "the recipe promises int8 by int8, and one side of it is not quantized"

@@ -1,6 +1,6 @@
 """What each version of TensorRT takes, as far as it is written down.
 
-[operators]  onnx-tensorrt's docs/operators.md of 8.5, 8.6, 9.2 and 10.15
+[operators]  onnx-tensorrt's docs/operators.md of 8.5, 9.2 and 10.15; of 8.6, its opset
 [changelog]  onnx-tensorrt's docs/Changelog.md, up to 10.15
 [release]    NVIDIA/TensorRT's release notes of 11.5
 [header]     NvInfer.h: IQuantizeLayer, IDequantizeLayer
