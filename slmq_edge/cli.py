@@ -15,6 +15,7 @@ from slmq_edge.commands.compare import compare
 from slmq_edge.commands.export import export
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
+from slmq_edge.commands.lint import lint
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
 from slmq_edge.commands.report import app as report
@@ -32,6 +33,7 @@ app.command("quantize")(quantize_command)
 app.command("export")(export)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
+app.command("lint")(lint)
 app.command("profile")(profile)
 app.command("compare")(compare)
 app.add_typer(report, name="report")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,15 @@ def test_every_package_is_listed_and_every_listed_package_is_there() -> None:
     def is_package(folder: Path) -> bool:
         return (folder / "__init__.py").is_file()
 
-    top = ROOT / "slmq_edge"
-    inner = [folder for folder in top.iterdir() if is_package(folder)]
-    inner += [folder for home in inner for folder in home.iterdir() if is_package(folder)]
-    found = {".".join(folder.relative_to(ROOT).parts) for folder in inner}
-    assert {"slmq_edge", *found} == set(SETUPTOOLS["packages"])
+    def found(folder: Path, name: str) -> Iterator[str]:
+        yield name
+        for inner in filter(is_package, folder.iterdir()):
+            yield from found(inner, f"{name}.{inner.name}")
+
+    listed = SETUPTOOLS["packages"]
+    assert sorted(found(ROOT / "slmq_edge", "slmq_edge")) == sorted(listed)
+    for name, folder in SETUPTOOLS["package-dir"].items():
+        assert (ROOT / name.replace(".", "/")).resolve() == ROOT / folder
 
 
 def test_nothing_imports_a_bare_shelf() -> None:
@@ -63,6 +68,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["export", "--help"],
         ["generate", "--help"],
         ["inspect", "--help"],
+        ["lint", "--help"],
         ["compare", "--help"],
         ["report", "cost", "--help"],
     ],
