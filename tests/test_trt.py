@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmq_edge import models
-from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.errors import Damaged, Unsupported, UsageError
 from slmq_edge.export import check_scheme, export
 from slmq_edge.exporters import Wanted, graph, limits
@@ -212,7 +212,6 @@ def test_what_must_change_is_measured_on_other_text_than_it_was_found_on() -> No
 def test_a_weight_that_fits_is_kept_and_one_that_does_not_is_near(
     bits: int, offset: float, seed: int
 ) -> None:
-    from slmq_edge.checkpoint import IntegerWeight
     from slmq_edge.quantization.rounding import quantize
 
     generator = torch.Generator().manual_seed(seed)
@@ -278,6 +277,17 @@ def test_modes_and_runtimes_that_say_nothing_are_refused() -> None:
         check_scheme(SCHEMES["w8a8"], Wanted("trt", "portable"))
     with pytest.raises(Unsupported, match=r"TensorRT knows from 10\.0 on"):
         check_scheme(SCHEMES["w4a16-g32"], Wanted("trt", "8.5"))
+
+
+def test_an_export_with_an_error_in_the_lint_is_refused(
+    tmp_path: Path,
+) -> None:
+    checkpoint = rounded(random_qwen2(), scheme("w8a8"))
+    name = "model.layers.1.mlp.up_proj"
+    checkpoint.integers[name].scale[:] = 0
+    with pytest.raises(Unsupported, match=r"TensorRT 10\.3: rule 4, scales:.*up_proj"):
+        export(checkpoint, tmp_path / "bundle", ON_TENSORRT)
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.fixture(scope="module")

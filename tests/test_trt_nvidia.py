@@ -24,6 +24,7 @@ from slmq_edge.runner.trt import recipe as recipes
 from slmq_edge.runner.trt.recipe import Recipe
 from slmq_edge.scheme import Scheme, in_words
 from tests.shared import shared
+from tests.test_cli import assert_one_line, slmq
 
 pytest.importorskip("tensorrt_rtx", reason="needs pip install 'slmq-edge[trt-check]'")
 
@@ -138,6 +139,19 @@ def test_what_its_parser_refuses_is_said_with_the_node(tmp_path: Path) -> None:
     graph.save(model, tmp_path / "bad.onnx")
     with pytest.raises(SlmqError, match=r"down_proj\.weight_dequantize.*[Zz]ero point"):
         nvidia.check(tmp_path / "bad.onnx", recipe)
+
+
+def test_the_command_line_compiles_a_bundle(tmp_path: Path) -> None:
+    made = slmq(
+        "export", "demo-qwen2", "-m", "none", "--target", "trt", "-o", "bundle", cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    done = slmq("lint", "bundle", "--compile", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "TensorRT 10.3: nothing found" in done.stdout
+    assert "35 MatMuls are int8 by int8, as the recipe says" in done.stdout
+    refused = slmq("lint", "bundle/trt/model.onnx", "--compile", cwd=tmp_path)
+    assert_one_line(refused, 2, "--compile is of bundles")
 
 
 @pytest.mark.nvidia

@@ -20,7 +20,7 @@ from slmq_edge.exporters import Wanted, graph, limits
 from slmq_edge.exporters.bundle import Written
 from slmq_edge.exporters.graph import FLOAT16
 from slmq_edge.exporters.lowering import Form, lowering
-from slmq_edge.exporters.trt import decoder, linears
+from slmq_edge.exporters.trt import decoder, linears, lint
 from slmq_edge.exporters.trt.convert import MEASURED, convert
 from slmq_edge.runner.manifest import TRT, TRT_GRAPH, TRT_RECIPE
 from slmq_edge.runner.trt.recipe import Port, Recipe
@@ -36,7 +36,8 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
     """Write ``trt/``: the graph of what TensorRT can express of a checkpoint, and its recipe.
 
     Raises:
-        Unsupported: it cannot express the scheme, nor what is nearest to it.
+        Unsupported: it cannot express the scheme, nor what is nearest to it; or the lint finds an
+            error in the graph, for one of the releases that it is for.
         SlmqError: an activation is infinite or NaN.
     """
     (folder / TRT).mkdir()
@@ -76,6 +77,9 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
         weight_only=written.weight_only,
         weight_bytes=sum(sizes.values()),
     )
+    read = lint.load(folder / TRT_GRAPH)
+    for version in lint.since(recipe.tensorrt):
+        lint.check(read, version, recipe)
     document = json.dumps(recipe.as_json(), indent=1)
     (folder / TRT_RECIPE).write_text(document + "\n", "utf-8")
     del written

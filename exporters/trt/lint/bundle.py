@@ -17,9 +17,10 @@ from slmq_edge.runner.trt.recipe import Recipe
 
 @dataclass(frozen=True)
 class Linted:
-    """findings: by version. refusal: one line where any of them is an error."""
+    """recipe: of a bundle. findings: by version. refusal: one line, where one is an error."""
 
     graph: Path
+    recipe: Recipe | None
     findings: dict[str, list[Finding]]
     refusal: str | None
 
@@ -39,7 +40,7 @@ def lint_all(source: Path, versions: Sequence[str] | None = None) -> Linted:
     asked = versions or (TARGETS if recipe is None else since(recipe.tensorrt))
     read = load(graph)
     findings = {version: lint(read, version, recipe) for version in dict.fromkeys(asked)}
-    return Linted(graph, findings, _refusal(findings))
+    return Linted(graph, recipe, findings, _refusal(findings))
 
 
 def _read(source: Path) -> tuple[Path, Recipe | None]:
