@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import importlib.machinery
 import json
 import sys
 import types
@@ -468,6 +469,7 @@ def module(version: str, cuda: Cudart) -> types.ModuleType:
                 return None
             return kind(document, self._logger, cuda, version)
 
+    made.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     made.__version__, made.ILogger, made.Runtime = version, ILogger, Runtime
     made.DataType = DataType
     if ten:

@@ -68,6 +68,11 @@ class Session:
         """Bytes of all layers' keys and values for one position; the rooms hold them twice."""
         return self._recipe.kv_bytes_per_token
 
+    @property
+    def most_positions(self) -> int | None:
+        """How long a text can become: what the largest room holds."""
+        return self.limits[ROOM]
+
     def device_memory(self) -> dict[str, int]:
         """Bytes on the device by what they are for.
 
@@ -93,6 +98,7 @@ class Session:
             "int8_asked": len(self._recipe.int8),
             "int8_missing": list(sidecar.get("int8_missing") or ()),
             "scheme_ran": sidecar.get("scheme_ran"),
+            "int8_gemm_share": sidecar.get("int8_gemm_share"),
         }
 
     def prefill(
