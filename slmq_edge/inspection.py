@@ -14,9 +14,8 @@ from slmq_edge.runner.manifest import (
     BUNDLE_FILE,
     BUNDLE_FORMAT,
     BUNDLE_VERSION,
-    TRT,
-    graph_of,
-    kind_of,
+    GRAPH,
+    GRAPH_FOLDER,
     read_bundle,
     read_manifest,
     verify,
@@ -68,17 +67,12 @@ def inspect(folder: Path, check: bool = True, threads: int | None = None) -> Ins
     Raises:
         NotFound, Damaged, Unsupported: it is neither bundle nor checkpoint, or its manifest is not
             whole; that another file is not is told in the answer, unless it would be run.
-        UsageError: a checkpoint, which cannot be run; or a bundle that onnxruntime does not run.
+        UsageError: a checkpoint, which cannot be run.
     """
     existing(folder, "bundle or checkpoint")
     kind, file, manifest = _read(folder)
     if threads is not None and kind != "bundle":
         raise UsageError(f"{folder} is a checkpoint: --run is of bundles, export it first")
-    if threads is not None and kind_of(manifest) == TRT:
-        raise UsageError(
-            f"{folder} is a bundle for TensorRT, and --run is onnxruntime's record: "
-            "slmq-edge build says what became of every product"
-        )
     problem = _problem(folder, kind, manifest) if check else None
     if problem is not None and threads is not None:
         raise Damaged(problem)
@@ -170,8 +164,7 @@ def _sizes(
     from slmq_edge.checkpoint import CONFIG, WEIGHTS
     from slmq_edge.models import TOKENIZER_FILES
 
-    graph = graph_of(manifest)
-    whole = f"{graph}.data" if kind == "bundle" else WEIGHTS
+    whole = f"{GRAPH}.data" if kind == "bundle" else WEIGHTS
     if kind == "bundle":
         weights = manifest.get("weight_bytes")
     elif (folder / WEIGHTS).is_file():
@@ -185,8 +178,7 @@ def _sizes(
         if name == whole:
             continue
         is_text = name in (CONFIG, *TOKENIZER_FILES)
-        beside_graph = name.startswith(f"{graph.partition('/')[0]}/")
-        is_graph = beside_graph and not name.endswith(CONFIG)
+        is_graph = name.startswith(f"{GRAPH_FOLDER}/") and not name.endswith(CONFIG)
         part = "graph" if is_graph else "tokenizer and config" if is_text else "other files"
         part = "golden prompts" if name == golden else part
         found[part] = found.get(part, 0) + count

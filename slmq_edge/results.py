@@ -311,12 +311,13 @@ def artifact_of(bundle: Mapping[str, Any], sha256: str, kv_bytes_per_token: int)
     """
     files = decode(Mapping[str, Mapping[str, Any]], bundle.get("files"), "bundle.json: files")
     sizes = [decode(int, files[name].get("bytes"), f"bundle.json: {name}") for name in files]
-    graph = graph_of(bundle)
     known = described(bundle) | {
         "model": _model_name(bundle.get("model")),
         # The graph's external data has the graph's name and more.
         "weights_bytes": sum(
-            size for name, size in zip(files, sizes, strict=True) if name.startswith(graph)
+            size
+            for name, size in zip(files, sizes, strict=True)
+            if name.startswith(graph_of(bundle))
         ),
         "bundle_sha256": sha256,
         "bundle_bytes": sum(sizes),

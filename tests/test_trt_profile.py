@@ -22,7 +22,6 @@ from slmq_edge import results
 from slmq_edge.cli import app
 from slmq_edge.compare import DEVICE, compare
 from slmq_edge.errors import NotFound, SlmqError, UsageError
-from slmq_edge.inspection import inspect
 from slmq_edge.reports.compare import terminal
 from slmq_edge.reports.profile import render
 from slmq_edge.results import Run
@@ -107,7 +106,7 @@ def test_a_bundle_is_measured_on_its_engine(bundle: Path) -> None:
     size = (bundle / manifest.TRT_GRAPH).stat().st_size
     assert run.artifact.weights_bytes == size
     assert run.device_memory is not None
-    assert list(run.device_memory) == ["engine", "activations", "io", "rest", "kv"]
+    assert list(run.device_memory) == ["engine", "activations", "kv", "io", "rest"]
     assert run.device_memory["kv"] == 2 * 64 * run.artifact.kv_bytes_per_token
 
 
@@ -115,7 +114,7 @@ def test_what_is_printed_of_it(usual: Run) -> None:
     text = " ".join(render(usual).split())
     assert text.startswith("toy on Fake Orin ")
     assert "Memory on the device, at most engine (weights, kernels) " in text
-    assert "keys and values, twice 8.19 kB all of it " in text
+    assert "keys and values, twice 8.19 kB inputs and outputs " in text
     assert "int8 products 1 of 1 in engine " in text
     assert "CUDA graph replayed" in text
 
@@ -247,19 +246,6 @@ def test_asking_leaves_nothing_on_the_device(bundle: Path, fake: Cudart) -> None
     runtimes.of(place).check(place)
     assert fake.calls[-1] == "cudaDeviceReset"
     assert fake.bytes() == 0
-
-
-def test_inspect_does_not_run_it_under_onnxruntimes_record(bundle: Path) -> None:
-    document = manifest.read_bundle(bundle) | {"settings": {}, "cost": {}}
-    (bundle / "bundle.json").write_text(json.dumps(document))
-    found = inspect(bundle)
-    assert (
-        found.sizes["graph"]
-        == (bundle / manifest.TRT_RECIPE).stat().st_size
-        + (bundle / manifest.TRT_GRAPH).stat().st_size
-    )
-    with pytest.raises(UsageError, match="slmq-edge build says what became"):
-        inspect(bundle, threads=1)
 
 
 # --- comparisons

@@ -80,7 +80,9 @@ class Session:
         the device says that it has given since the session began, to TensorRT or to others; not
         told where the device shares its memory with everything that runs.
         """
-        parts = {"engine": self._loaded.plan_bytes, **self._memory.by_part()}
+        asked = self._memory.by_part()
+        parts = {"engine": self._loaded.plan_bytes}
+        parts.update({part: asked.get(part, 0) for part in ("activations", "kv", "io")})
         if not self._device.integrated:
             free, _ = self._cuda.memory()
             taken = self._device.memory_free - free
