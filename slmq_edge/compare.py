@@ -35,6 +35,7 @@ PHASES = ("start", "load", "prefill", "decode")
 SCORED_PHASES = ("prefill", "decode")
 PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a snapshot
 PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
+UNLIKE = "unlike kinds are never compared"
 DEVICE = "device memory"  # scored where both runs have some: the model is there
 FLOAT_SCHEMES = ("fp32", "fp16", "bf16")
 # Environment: what says nothing about a difference, and by how much loads always differ.
@@ -226,23 +227,20 @@ def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
 
 def _device_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     """One row per part of what lies on a device, and one of all."""
-    first, second = (run.device_memory or {} for run in (baseline, candidate))
-    for part in dict.fromkeys([*first, *second]):
-        before, after = (Value(of[part]) if part in of else None for of in (first, second))
-        across = _across(baseline, candidate)
-        yield _row(f"device_memory.{part}", f"device: {part}", "B", before, after, across)
+    sides = [run.device_memory or {} for run in (baseline, candidate)]
+    for part in dict.fromkeys([*sides[0], *sides[1]]):
+        before, after = (Value(of[part]) if part in of else None for of in sides)
+        key, across = f"device_memory.{part}", _across(baseline, candidate)
+        yield _row(key, f"device: {part}", "B", before, after, across)
 
 
 def _elsewhere(baseline: Run, candidate: Run) -> str | None:
     """Why the process's memory of the two is not of one kind; None where it is."""
-    sides = {"baseline": baseline, "candidate": candidate}
-    there = [role for role, run in sides.items() if run.device_memory is not None]
-    if len(there) != 1:
+    there = [run.device_memory is not None for run in (baseline, candidate)]
+    if there[0] == there[1]:
         return None
-    return (
-        f"the {there[0]} has its model in a device's memory, which is not the process's: unlike "
-        "kinds are never compared"
-    )
+    side = "baseline" if there[0] else "candidate"
+    return f"the {side} has its model in a device's memory, not in the process's: {UNLIKE}"
 
 
 def _without_ratio(row: Row, reason: str | None) -> Row:
@@ -306,7 +304,7 @@ def _row(
     ratio, error, reason = None, None, None
     if baseline is None or candidate is None:
         side = "baseline" if baseline is None else "candidate"
-        reason = f"the {side} does not have it, and unlike kinds are never compared"
+        reason = f"the {side} does not have it, and {UNLIKE}"
     elif baseline.median <= 0 or candidate.median <= 0:
         side = "baseline" if baseline.median <= 0 else "candidate"
         reason = f"the {side} has 0"

@@ -330,6 +330,13 @@ def test_text_is_generated_by_the_engine(bundle: Path) -> None:
     assert "20 new tokens" in done.stderr
 
 
+def test_text_without_an_engine_is_refused_at_once(bundle: Path) -> None:
+    shutil.rmtree(bundle / "engines")
+    done = CliRunner().invoke(app, ["generate", str(bundle), "--prompt", "w1"])
+    assert isinstance(done.exception, NotFound)
+    assert "slmq-edge build" in str(done.exception)  # and not that there is no tokenizer
+
+
 def test_text_is_cut_to_what_the_engine_holds(bundle: Path) -> None:
     _with_tokenizer(bundle)
     done = CliRunner().invoke(app, ["generate", str(bundle), "--prompt", "w1 w2", "-n", "200"])

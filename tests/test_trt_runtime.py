@@ -6,7 +6,6 @@ TensorRT and CUDA are `fake_tensorrt`'s, whose engines compute the graph of `toy
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -355,12 +354,21 @@ def test_an_engine_of_another_recipe_is_refused(made: Path, fake: Cudart, tmp_pa
         engine.open_engine(found._replace(recipe=fewer))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_library_that_is_loaded_already_comes_first(
+def test_a_library_that_the_driver_is_too_old_for_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = (
-        "7f0 r-xp 00 00:00 1 /opt/x/libcudart.so.12\n7f1 r-xp 00 00:00 1 /opt/x/libcudart.so.12\n"
-    )
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
-    assert list(cuda._loaded()) == ["/opt/x/libcudart.so.12"]
+    new, old = Cudart(13000), Cudart(12040)
+    new.devices = 0
+    libraries = {"libcudart.so.13": new.library(), "libcudart.so.12": old.library()}
+    monkeypatch.setattr(ctypes, "CDLL", libraries.__getitem__)
+    assert cuda.device().cuda == "12.4"
+    old.devices = 0
+
+    def opened(name: str) -> Any:
+        if name not in libraries:
+            raise OSError(name)
+        return libraries[name]
+
+    monkeypatch.setattr(ctypes, "CDLL", opened)
+    with pytest.raises(NotFound, match="no CUDA-capable device"):
+        cuda.device()

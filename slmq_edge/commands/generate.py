@@ -65,11 +65,13 @@ def generate(
     from slmq_edge.generation import follow, stream
     from slmq_edge.prompts import bundle_tokenizer, encode, read_prompt, room, stop_tokens
     from slmq_edge.reports.generate import line
-    from slmq_edge.runner import environment, manifest
+    from slmq_edge.runner import environment, manifest, runtimes
     from slmq_edge.runner.runtimes import Place
 
     how = generation.sampling(temperature, top_p, top_k, seed)
     document = existing_bundle(bundle)
+    place = Place(bundle, document, threads or environment.cores(), engines)
+    runtimes.of(place).check(place)
     text = read_prompt(prompt, sys.stdin.buffer)
     with bar("verifying files") as progress:
         manifest.verify(bundle, document.get("files", {}))
@@ -79,7 +81,7 @@ def generate(
         stops = stop_tokens(bundle, tokenizer)
         room(tokens, document)  # refused before anything is loaded
         progress(0.6, "loading")
-        session, warning = _open(Place(bundle, document, threads or environment.cores(), engines))
+        session, warning = _open(place)
         most = min(max_new_tokens, room(tokens, document, session.most_positions))
     if warning:
         _note(warning)

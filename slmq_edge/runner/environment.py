@@ -20,6 +20,9 @@ INTEGER_FLAGS = (
     "sve",
 )
 
+# What a runtime says of itself and its device, where that is not the CPU.
+OF_RUNTIME = ("tensorrt", "gpu", "cuda", "driver", "engine")
+
 # Two runs whose values agree in these may be continued one by the other.
 IDENTITY = (
     "cpu_model",
@@ -31,14 +34,8 @@ IDENTITY = (
     "python",
     "numpy",
     "onnxruntime",
-    "tensorrt",
-    "gpu",
-    "cuda",
-    "driver",
-    "engine",
+    *OF_RUNTIME,
 )
-# Of a runtime that does not run on this process's CPU: it says them itself.
-OF_RUNTIME = ("tensorrt", "gpu", "cuda", "driver", "engine")
 
 CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
 

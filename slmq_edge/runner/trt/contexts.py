@@ -14,7 +14,7 @@ from typing import Any, Mapping, Sequence
 
 from slmq_edge.errors import Damaged, SlmqError
 from slmq_edge.runner.trt import log
-from slmq_edge.runner.trt.recipe import DIMENSIONS, Port, Recipe
+from slmq_edge.runner.trt.recipe import DIMENSIONS, ROOM, Port, Recipe
 
 PREFILL, DECODE = 0, 1  # profiles; an engine of one profile does both in it
 TYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
@@ -104,7 +104,7 @@ class Loaded:
             for port in ports:
                 largest = self.engine.get_tensor_profile_shape(port.name, profile)[2]
                 for name, size in zip(port.shape, tuple(largest)):
-                    if name == DIMENSIONS[1] or (name in DIMENSIONS and profile == PREFILL):
+                    if name == ROOM or (name in DIMENSIONS and profile == PREFILL):
                         found[name] = min(found.get(name, int(size)), int(size))
         if set(found) != set(DIMENSIONS):
             raise Damaged(f"the engine's inputs lack one of {', '.join(DIMENSIONS)}")
