@@ -6,6 +6,7 @@ A sheet::
     kind = "cpu"                          # the adapter in profiles/
     [detect]
     model = "Raspberry Pi 5 "             # how /proc/device-tree/model begins; or
+    nvml = "NVIDIA A800 80GB PCIe"        # what a GPU calls itself; or
     architecture = "x86_64"               # what uname -m says, where no model fits
     [facts.bandwidth_bytes_per_second]
     value = 17.1e9
@@ -78,6 +79,12 @@ def parse(name: str, text: str) -> Facts:
         if not isinstance(fact.source, str) or not fact.source.strip():
             raise Damaged(f"device sheet {name}: {key} has no source")
     return found
+
+
+def of_gpu(name: str) -> Facts | None:
+    """Return the sheet of a GPU by the name that it has for itself; None where there is none."""
+    sheets = [load(sheet) for sheet in known()]
+    return next((sheet for sheet in sheets if sheet.detect.get("nvml") == name), None)
 
 
 def detect(root: str = "/", machine: str | None = None) -> Facts:

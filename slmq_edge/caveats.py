@@ -140,6 +140,30 @@ def inexact_integers(seen: Evidence) -> Caveat | None:
     )
 
 
+def products_left_floats(seen: Evidence) -> Caveat | None:
+    said = seen.environment.get("session") or {}
+    missing, asked = said.get("int8_missing"), said.get("int8_asked")
+    if not missing:
+        return None
+    return Caveat(
+        "int8-missing",
+        f"{len(missing)} of the {asked} products that were to be int8 are not, in this engine: "
+        "slmq-edge build says which, and why",
+        {"missing": len(missing), "asked": asked},
+    )
+
+
+def steps_not_replayed(seen: Evidence) -> Caveat | None:
+    fact = (seen.environment.get("session") or {}).get("cuda_graph")
+    if fact is None or not fact.startswith("not used"):
+        return None
+    return Caveat(
+        "no-cuda-graph",
+        f"decoding launched its kernels one by one, which takes longer (CUDA graph {fact})",
+        {"cuda_graph": fact},
+    )
+
+
 def resumed(seen: Evidence) -> Caveat | None:
     processes = len(seen.series["load_seconds"].values)
     if processes == 1:
@@ -153,6 +177,8 @@ def resumed(seen: Evidence) -> Caveat | None:
 
 CHECKS: tuple[Callable[[Evidence], Caveat | None], ...] = (
     inexact_integers,
+    products_left_floats,
+    steps_not_replayed,
     background_load,
     fewer_cores_than_threads,
     governor_saves_power,

@@ -16,6 +16,7 @@ what Table 3 of arXiv 2511.13023 really holds, multiply-adds and parameters (MET
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any, Literal
 from slmq_edge import metrics
 from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.results import Run, Series
+from slmq_edge.runner.environment import OF_RUNTIME
 
 Convention = Literal["measured", "paper"]
 Better = Literal["lower", "higher"]
@@ -33,9 +35,11 @@ PHASES = ("start", "load", "prefill", "decode")
 SCORED_PHASES = ("prefill", "decode")
 PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a snapshot
 PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
+UNLIKE = "unlike kinds are never compared"
+DEVICE = "device memory"  # scored where both runs have some: the model is there
 FLOAT_SCHEMES = ("fp32", "fp16", "bf16")
 # Environment: what says nothing about a difference, and by how much loads always differ.
-NOT_COMPARED = ("profile", "frequency_hz", "load_average_end")
+NOT_COMPARED = ("profile", "frequency_hz", "load_average_end", "engine", "session")
 LOAD_TOLERANCE = 0.5  # runnable tasks, mean of one minute
 
 
@@ -116,7 +120,8 @@ def compare(baseline: Run, candidate: Run, convention: Convention = "measured") 
     else:
         rows = [*_measured_rows(baseline, candidate), peak]
         parts = ("bundle_bytes", "decode_rate", peak.key)
-    memory = f"largest {kind} over {' and '.join(phases)}" if kind else None
+    over = f" over {' and '.join(phases)}" if phases else ", all its parts"
+    memory = f"largest {kind}{over}" if kind else None
     return Comparison(
         convention=convention,
         baseline=baseline,
@@ -149,8 +154,12 @@ def ratio_of(baseline: Value, candidate: Value, better: Better) -> tuple[float, 
 def scored_memory(baseline: Run, candidate: Run) -> tuple[str | None, tuple[str, ...]]:
     """Which memory enters SLMQ_infer: a peak of one kind, over phases that both runs have.
 
-    The kind is None where the runs share no peak.
+    The kind is None where the runs share no peak; `DEVICE`, of no phase, where both have such.
     """
+    if baseline.device_memory is not None and candidate.device_memory is not None:
+        return DEVICE, ()
+    if _elsewhere(baseline, candidate):
+        return None, ()
     shared: dict[str, tuple[str, ...]] = {}
     for phase in SCORED_PHASES:
         for kind in _known(baseline, phase) & _known(candidate, phase):
@@ -196,6 +205,7 @@ def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     yield row("ttft_seconds", first, "s", lambda r: _timed(r.series["prefill_seconds"]))
     yield row("decode_rate", decode, "tokens/s", lambda r: _timed(r.decode_rate))
     yield from _memory_rows(baseline, candidate)
+    yield from _device_rows(baseline, candidate)
 
 
 def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
@@ -204,7 +214,7 @@ def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     phases = [*(phase for phase in PHASES if phase in found), *sorted(found - {*PHASES})]
     for phase in phases:
         for kind in sorted(_known(baseline, phase) | _known(candidate, phase)):
-            yield _row(
+            row = _row(
                 f"memory.{phase}.{kind}",
                 f"{phase}: {kind}",
                 "B",
@@ -212,11 +222,42 @@ def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
                 _memory(candidate, phase, kind),
                 _across(baseline, candidate),
             )
+            yield _without_ratio(row, _elsewhere(baseline, candidate))
+
+
+def _device_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
+    """One row per part of what lies on a device, and one of all."""
+    sides = [run.device_memory or {} for run in (baseline, candidate)]
+    for part in dict.fromkeys([*sides[0], *sides[1]]):
+        before, after = (Value(of[part]) if part in of else None for of in sides)
+        key, across = f"device_memory.{part}", _across(baseline, candidate)
+        yield _row(key, f"device: {part}", "B", before, after, across)
+
+
+def _elsewhere(baseline: Run, candidate: Run) -> str | None:
+    """Why the process's memory of the two is not of one kind; None where it is."""
+    there = [run.device_memory is not None for run in (baseline, candidate)]
+    if there[0] == there[1]:
+        return None
+    side = "baseline" if there[0] else "candidate"
+    return f"the {side} has its model in a device's memory, not in the process's: {UNLIKE}"
+
+
+def _without_ratio(row: Row, reason: str | None) -> Row:
+    if reason is None or row.ratio is None:
+        return row
+    return dataclasses.replace(row, ratio=None, error=None, reason=reason, across=None)
 
 
 def _peak_row(baseline: Run, candidate: Run, kind: str | None, phases: Sequence[str]) -> Row:
     """The memory that enters the score: ``kind``'s largest value over ``phases``."""
     key = "peak_memory"
+    across = _across(baseline, candidate)
+    if kind == DEVICE:
+        sums = [Value(sum((run.device_memory or {}).values())) for run in (baseline, candidate)]
+        return _row(key, DEVICE, "B", sums[0], sums[1], across)
+    if reason := _elsewhere(baseline, candidate):
+        return Row(key, "peak memory", "B", "lower", None, None, None, None, reason)
     if kind is None:
         has = [
             ", ".join(sorted({k for p in SCORED_PHASES for k in _known(run, p) if PEAK in k}))
@@ -232,7 +273,6 @@ def _peak_row(baseline: Run, candidate: Run, kind: str | None, phases: Sequence[
         Value(max(run.memory[phase][kind] or 0 for phase in phases))
         for run in (baseline, candidate)
     )
-    across = _across(baseline, candidate)
     return _row(key, f"peak memory ({kind})", "B", before, after, across)
 
 
@@ -264,7 +304,7 @@ def _row(
     ratio, error, reason = None, None, None
     if baseline is None or candidate is None:
         side = "baseline" if baseline is None else "candidate"
-        reason = f"the {side} does not have it, and unlike kinds are never compared"
+        reason = f"the {side} does not have it, and {UNLIKE}"
     elif baseline.median <= 0 or candidate.median <= 0:
         side = "baseline" if baseline.median <= 0 else "candidate"
         reason = f"the {side} has 0"
@@ -319,6 +359,8 @@ def _environment_notes(baseline: Run, candidate: Run) -> Iterator[str]:
     for name in sorted({*baseline.environment, *candidate.environment} - {*NOT_COMPARED}):
         before, after = baseline.environment.get(name), candidate.environment.get(name)
         if before == after or (name == "load_average" and _near(before, after)):
+            continue
+        if name in OF_RUNTIME and None in (before, after):  # the runtimes differ, which is said
             continue
         yield f"{name}: {_plain(before)} against {_plain(after)}"
 

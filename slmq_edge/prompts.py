@@ -119,8 +119,10 @@ def _ends(file: Path) -> set[int]:
     return set(ids)
 
 
-def room(prompt: NDArray[np.int64], bundle: Mapping[str, Any]) -> int:
+def room(prompt: NDArray[np.int64], bundle: Mapping[str, Any], most: int | None = None) -> int:
     """Return how many new tokens the context holds besides the prompt, int64 [length].
+
+    most: how long a text can become in what runs it; None: as long as the model's context.
 
     Raises:
         UsageError: none.
@@ -128,6 +130,7 @@ def room(prompt: NDArray[np.int64], bundle: Mapping[str, Any]) -> int:
         Damaged: the manifest says neither.
     """
     context_length = _size(described(bundle), "context_length")
+    context_length = min(context_length, most or context_length)
     vocab = _size(bundle.get("anatomy"), "vocab")
     if len(prompt) >= context_length:
         raise UsageError(

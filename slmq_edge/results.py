@@ -109,6 +109,8 @@ class Workload:
 
 @dataclass(frozen=True)
 class Run:
+    """device_memory: at most, by part. environment's ``session``: what it said of itself."""
+
     created: str
     artifact: Artifact
     device: Device
@@ -120,6 +122,7 @@ class Run:
     memory: Memory
     origin: str
     caveats: tuple[Caveat, ...]
+    device_memory: Mapping[str, int] | None = None
 
     @property
     def prefill_rate(self) -> Series:
@@ -269,11 +272,14 @@ def assemble(
         "load_average_end": ends[-1]["load_average"] if ends else None,
         "profile": loads[-1]["profile"],
     }
+    said = [event["session"] for event in [*loads, *ends] if event.get("session")]
+    environment |= {"session": said[-1]} if said else {}
+    artifact = artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"])
     series = _series(loads, warmups, repetitions)
     created = datetime.datetime.fromtimestamp(begins[0]["at"], datetime.UTC)
     found = Run(
         created=created.isoformat(timespec="seconds"),
-        artifact=artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"]),
+        artifact=as_built(artifact, said[-1] if said else {}),
         device=device,
         environment=environment,
         workload=workload,
@@ -283,6 +289,7 @@ def assemble(
         memory=_memory(loads, [*warmups, *repetitions]),
         origin="measured",
         caveats=(),
+        device_memory=_device_memory([*loads, *warmups, *repetitions]),
     )
     evidence = Evidence(series, environment, dataclasses.asdict(workload), golden, probe)
     complete = dataclasses.replace(found, caveats=doubts(evidence))
@@ -321,6 +328,15 @@ def artifact_of(bundle: Mapping[str, Any], sha256: str, kv_bytes_per_token: int)
         Artifact, {name: known[name] for name in names if name in known}, "bundle.json:"
     )
     return artifact
+
+
+def as_built(artifact: Artifact, said: Mapping[str, Any]) -> Artifact:
+    """What ran where an engine was built of a bundle: what did not become int8 costs the label."""
+    if not said.get("int8_missing"):
+        return artifact
+    return dataclasses.replace(
+        artifact, scheme_ran=said["scheme_ran"], int8_gemm_share=said["int8_gemm_share"]
+    )
 
 
 def _model_name(model: Any) -> Any:
@@ -368,3 +384,12 @@ def _memory(
         phase: {kind: None if None in v else max(v) for kind, v in kinds.items()}
         for phase, kinds in found.items()
     }
+
+
+def _device_memory(events: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    """The largest value of every part, over all rounds and processes; None where none was told."""
+    found: dict[str, int] = {}
+    for event in events:
+        for name, count in event.get("device_memory", {}).items():
+            found[name] = max(count, found.get(name, 0))
+    return found or None

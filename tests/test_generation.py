@@ -99,7 +99,11 @@ class Counting:
     def clock(self) -> float:
         return self.now
 
-    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]:
+    appends = False
+
+    def prefill(
+        self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
+    ) -> tuple[Any, Any]:
         assert keep == 1
         assert tokens.dtype == np.int64
         self.now += 0.5

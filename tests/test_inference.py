@@ -175,7 +175,7 @@ def test_a_journal_of_something_else_is_started_anew(
     (bundle / "extra").unlink()
     toy_graph.seal(bundle)
     here = environment.capture()
-    monkeypatch.setattr(environment, "capture", lambda: {**here, "kernel": "other"})
+    monkeypatch.setattr(environment, "capture", lambda **_: {**here, "kernel": "other"})
     assert "the environment has changed (kernel)" in reason()
 
 

@@ -206,7 +206,11 @@ class Altered:
     def __init__(self, session: ort.Session, call: str, change: Any) -> None:
         self._session, self._call, self._change = session, call, change
 
-    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]:
+    appends = False
+
+    def prefill(
+        self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
+    ) -> tuple[Any, Any]:
         logits, cache = self._session.prefill(tokens, keep, room)
         return (self._change(logits) if self._call == "prefill" else logits), cache
 
@@ -319,7 +323,11 @@ class Timed:
         self._clock, self._times = clock, (prefill_seconds, step_seconds)
         self.lengths: list[int] = []
 
-    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]:
+    appends = False
+
+    def prefill(
+        self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
+    ) -> tuple[Any, Any]:
         assert keep == 1
         self.lengths.append(tokens.shape[1])
         self._clock.advance(self._times[0])

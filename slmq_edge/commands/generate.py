@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from slmq_edge.runner.ort import Session
+    from slmq_edge.runner.runtimes import Place, Session
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C: 128 + SIGINT
 
@@ -42,6 +42,10 @@ def generate(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default: one for every core we may use.")
     ] = None,
+    engines: Annotated[
+        Path | None,
+        typer.Option(help="Of slmq-edge build, for TensorRT. Default: engines/ in the bundle."),
+    ] = None,
 ) -> None:
     """Generate text with a bundle: the answer on stdout as it comes, its speed on stderr.
 
@@ -61,10 +65,13 @@ def generate(
     from slmq_edge.generation import follow, stream
     from slmq_edge.prompts import bundle_tokenizer, encode, read_prompt, room, stop_tokens
     from slmq_edge.reports.generate import line
-    from slmq_edge.runner import environment, manifest
+    from slmq_edge.runner import environment, manifest, runtimes
+    from slmq_edge.runner.runtimes import Place
 
     how = generation.sampling(temperature, top_p, top_k, seed)
     document = existing_bundle(bundle)
+    place = Place(bundle, document, threads or environment.cores(), engines)
+    runtimes.of(place).check(place)
     text = read_prompt(prompt, sys.stdin.buffer)
     with bar("verifying files") as progress:
         manifest.verify(bundle, document.get("files", {}))
@@ -72,9 +79,10 @@ def generate(
         tokenizer = bundle_tokenizer(bundle, document)
         tokens = encode(tokenizer, text, system, raw)
         stops = stop_tokens(bundle, tokenizer)
-        most = min(max_new_tokens, room(tokens, document))
+        room(tokens, document)  # refused before anything is loaded
         progress(0.6, "loading")
-        session, warning = _open(bundle, document, threads or environment.cores())
+        session, warning = _open(place)
+        most = min(max_new_tokens, room(tokens, document, session.most_positions))
     if warning:
         _note(warning)
     if most < max_new_tokens:
@@ -91,16 +99,17 @@ def generate(
         raise typer.Exit(INTERRUPTED)
 
 
-def _open(bundle: Path, document: dict[str, Any], threads: int) -> tuple[Session, str]:
+def _open(place: Place) -> tuple[Session, str]:
     """Load the graph of a verified bundle, and probe the integers; return a warning too, or "".
 
     Golden prompts are not run: this is no measurement, and a person sees the text. For the same
     reason integers that saturate are a warning here, where profile refuses.
     """
-    from slmq_edge.runner import ort, probe
+    from slmq_edge.runner import probe, runtimes
 
-    exactness = probe.run(bundle, document, threads)
-    session = ort.open_bundle(bundle, document, threads, probe.graph_to_run(exactness))
+    runtime = runtimes.of(place)
+    exactness = runtime.probe(place)
+    session = runtime.prepare(place, probe.graph_to_run(exactness))()
     if exactness is None or exactness.exact:
         return session, ""
     return session, (

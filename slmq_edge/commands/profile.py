@@ -28,6 +28,14 @@ def profile(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default: one for every core we may use.")
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="What the bundle must be for: ort or trt. Default: whatever it is."),
+    ] = None,
+    engines: Annotated[
+        Path | None,
+        typer.Option(help="Of slmq-edge build, for TensorRT. Default: engines/ in the bundle."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json, no table.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     allow_inexact: Annotated[
@@ -41,7 +49,8 @@ def profile(
 
     Before anything is timed, every file is verified, the CPU's integer arithmetic is probed,
     and the golden prompts must come out as they did in simulation. A bundle that fails is
-    refused: there is no speed of wrong numbers.
+    refused: there is no speed of wrong numbers. A bundle for TensorRT runs the engine that
+    slmq-edge build made of it on this machine.
 
     Every repetition is on disk before the next begins. After Ctrl-C or a crash the same
     command takes only the repetitions that are missing.
@@ -51,6 +60,7 @@ def profile(
       slmq-edge profile smollm-w8a8
       slmq-edge profile smollm-w8a8 -p 512 -n 128 -r 20 --threads 4 -o night.json
       slmq-edge profile smollm-w8a8 --json | jq .series.decode_seconds.values
+      slmq-edge profile smollm-trt --runtime trt
     """
     from slmq_edge.files import check_output, existing
 
@@ -68,7 +78,14 @@ def profile(
     workload = Workload(prompt_tokens, new_tokens, repetitions, warmups, used)
     with _Bar(warmups + repetitions) as bar:
         run = inference.profile(
-            bundle, workload, target, bar.show, allow_inexact=allow_inexact, force=force
+            bundle,
+            workload,
+            target,
+            bar.show,
+            allow_inexact=allow_inexact,
+            force=force,
+            runtime=runtime,
+            engines=engines,
         )
     typer.echo(to_json(run) if as_json else render(run), nl=False)
     typer.echo(f"written: {target}", err=True)

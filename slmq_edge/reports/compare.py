@@ -23,6 +23,7 @@ from slmq_edge.reports.format import (
     share_text,
 )
 from slmq_edge.results import Run
+from slmq_edge.runner.manifest import TRT
 
 FORMAT = "slmq-edge-comparison"
 VERSION = 1
@@ -169,7 +170,8 @@ def _short_name(run: Run) -> str:
 
 def _runtime(run: Run) -> str:
     kind = str(run.artifact.runtime.get("kind", UNKNOWN))
-    version = run.environment.get("onnxruntime") if kind.startswith("ort") else None
+    package = "tensorrt" if kind == TRT else "onnxruntime" if kind.startswith("ort") else ""
+    version = run.environment.get(package)
     return f"{kind} {version}" if version else kind
 
 

@@ -18,6 +18,12 @@ MEMORY_NAMES = {
     "cpu_rss_anon": "anonymous",
     "cpu_rss_file": "mapped files",
 }
+DEVICE_NAMES = {
+    "engine": "engine (weights, kernels)",
+    "kv": "keys and values, twice",
+    "io": "inputs and outputs",
+    "rest": "rest (TensorRT's own, others')",
+}
 BANDWIDTH = "bandwidth_bytes_per_second"
 
 
@@ -27,6 +33,7 @@ def render(run: Run) -> str:
         _section(f"{run.artifact.model} on {run.device.name}", _card(run)),
         _section("Speed (median [width of the middle half])", _speed(run)),
         _section("Memory of the process, by phase", _memory(run)),
+        *_on_device(run),
         _section("Checked on this device", _checks(run)),
     ]
     if run.caveats:
@@ -107,6 +114,15 @@ def _memory(run: Run) -> list[tuple[str, str]]:
     return rows or [("", "not measured")]
 
 
+def _on_device(run: Run) -> list[str]:
+    """A section of what lies on a device of its own, where there is one."""
+    if run.device_memory is None:
+        return []
+    rows = [(DEVICE_NAMES.get(part, part), bytes_text(n)) for part, n in run.device_memory.items()]
+    total = bytes_text(sum(run.device_memory.values()))
+    return [_section("Memory on the device, at most", [*rows, ("all of it", total)])]
+
+
 def _checks(run: Run) -> list[tuple[str, str]]:
     golden = run.golden
     perplexity = f"{golden['perplexity']:.4f} (simulated {golden['reference_perplexity']:.4f})"
@@ -118,4 +134,10 @@ def _checks(run: Run) -> list[tuple[str, str]]:
     if run.probe is not None:
         exact = "exact" if run.probe["exact"] else f"off by up to {run.probe['largest_error']}"
         rows.append(("integers", f"{exact} ({run.probe['operator']})"))
+    said = run.environment.get("session") or {}
+    if "int8_asked" in said:
+        left = said["int8_asked"] - len(said["int8_missing"])
+        rows.append(("int8 products", f"{left} of {said['int8_asked']} in engine {said['engine']}"))
+    if said.get("cuda_graph"):
+        rows.append(("CUDA graph", str(said["cuda_graph"])))
     return rows

@@ -20,6 +20,9 @@ INTEGER_FLAGS = (
     "sve",
 )
 
+# What a runtime says of itself and its device, where that is not the CPU.
+OF_RUNTIME = ("tensorrt", "gpu", "cuda", "driver", "engine")
+
 # Two runs whose values agree in these may be continued one by the other.
 IDENTITY = (
     "cpu_model",
@@ -31,13 +34,17 @@ IDENTITY = (
     "python",
     "numpy",
     "onnxruntime",
+    *OF_RUNTIME,
 )
 
 CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
 
 
-def capture(root: str = "/") -> dict[str, Any]:
-    """Describe this machine; files are read below ``root``. onnxruntime is not imported."""
+def capture(root: str = "/", of_runtime: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Describe this machine; files are read below ``root``. onnxruntime is not imported.
+
+    of_runtime: what a runtime says of itself and its device; see `runtimes.Runtime.check`.
+    """
     top = Path(root)
     cpuinfo = _keyed(_text(top / "proc/cpuinfo"))
     return {
@@ -55,6 +62,8 @@ def capture(root: str = "/") -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": _version("numpy"),
         "onnxruntime": _version("onnxruntime") or _version("onnxruntime-gpu"),
+        **dict.fromkeys(OF_RUNTIME),
+        **(of_runtime or {}),
     }
 
 

@@ -45,7 +45,13 @@ TINY = 1e-12  # below this a probability is rounding noise of the others' sum
 class Decoder(Protocol):
     """What checking and timing need from a session; `ort.Session` is one."""
 
-    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]: ...
+    @property
+    def appends(self) -> bool:
+        """Whether long prompts run in pieces, of ``piece`` tokens where that is given."""
+
+    def prefill(
+        self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
+    ) -> tuple[Any, Any]: ...
 
     def step(self, tokens: Any, cache: Any) -> tuple[Any, Any]: ...
 
@@ -132,7 +138,7 @@ def check(session: Decoder, arrays: Mapping[str, Any], bounds: Limits) -> Golden
         SlmqError: a figure is beyond its limit or not a number; names both.
     """
     prompts = range(arrays["tokens"].shape[0])
-    if getattr(session, "appends", False):  # long prompts run in pieces then
+    if session.appends:
         _accept(_join([_in_pieces(session, arrays, p, bounds) for p in prompts]), bounds, PIECES)
     whole = _join([_whole_prompt(session, arrays, p, bounds) for p in prompts])
     past = _join([_with_past(session, arrays, p, bounds) for p in prompts])
@@ -157,7 +163,9 @@ def _whole_prompt(
     return compare(logits[0], arrays, prompt, 0, bounds)
 
 
-def _in_pieces(session: Any, arrays: Mapping[str, Any], prompt: int, bounds: Limits) -> Agreement:
+def _in_pieces(
+    session: Decoder, arrays: Mapping[str, Any], prompt: int, bounds: Limits
+) -> Agreement:
     tokens = arrays["tokens"][prompt : prompt + 1]
     logits, _ = session.prefill(tokens, piece=max(1, tokens.shape[1] // 3))
     return compare(logits[0], arrays, prompt, 0, bounds)

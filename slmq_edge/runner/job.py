@@ -21,18 +21,27 @@ from typing import Any, Callable, NamedTuple, NoReturn
 import slmq_edge
 from slmq_edge.errors import Damaged, SlmqError
 from slmq_edge.profiles import load as load_profile
-from slmq_edge.runner import environment, golden, journal, manifest, measure, ort, probe
+from slmq_edge.runner import environment, golden, journal, manifest, measure, probe, runtimes
+from slmq_edge.runner.runtimes import Place
 
 Echo = Callable[[str], object]
 
 
 class Job(NamedTuple):
+    """engines: where those for TensorRT are; None: in the bundle's folder."""
+
     bundle: Path
     journal: Path
     workload: measure.Workload
     missing: tuple[int, ...]  # indices of the repetitions to take
     profile: str
     allow_inexact: bool
+    engines: Path | None = None
+
+    def place(self) -> Place:
+        """The bundle, read, and how it is to run."""
+        bundle = manifest.read_bundle(self.bundle)
+        return Place(self.bundle, bundle, self.workload.threads, self.engines)
 
 
 def write(job: Job, path: Path) -> None:
@@ -41,6 +50,7 @@ def write(job: Job, path: Path) -> None:
         "bundle": str(job.bundle),
         "journal": str(job.journal),
         "workload": job.workload._asdict(),
+        "engines": None if job.engines is None else str(job.engines),
     }
     path.write_text(json.dumps(document), encoding="utf-8")
 
@@ -52,6 +62,7 @@ def read(path: Path) -> Job:
         fields["workload"] = measure.Workload(**fields["workload"])
         fields["bundle"], fields["journal"] = Path(fields["bundle"]), Path(fields["journal"])
         fields["missing"] = tuple(fields["missing"])
+        fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
         return Job(**fields)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise Damaged(f"{path} is not a job: {error}") from error
@@ -63,9 +74,9 @@ def check(job: Job, echo: Echo) -> None:
     Raises:
         SlmqError: something is not as promised; nothing has been timed.
     """
-    began = environment.capture()
-    bundle = manifest.read_bundle(job.bundle)
-    ort.check_provider(ort.provider_of(bundle))
+    place = job.place()
+    bundle, runtime = place.bundle, runtimes.of(place)
+    began = environment.capture(of_runtime=runtime.check(place))
     manifest.verify(job.bundle, bundle.get("files", {}))
     measure.check_workload(job.workload, bundle)
     with journal.Journal(job.journal, echo) as log:
@@ -80,11 +91,11 @@ def check(job: Job, echo: Echo) -> None:
                 "pid": os.getpid(),
             }
         )
-        exactness = probe.run(job.bundle, bundle, job.workload.threads)
+        exactness = runtime.probe(place)
         log.append({"event": "probe", "result": exactness and exactness._asdict()})
         probe.refuse_inexact(exactness, job.allow_inexact)
-        graph = probe.graph_to_run(exactness)
-        session = ort.open_bundle(job.bundle, bundle, job.workload.threads, graph)
+        session = runtime.prepare(place, probe.graph_to_run(exactness))()
+        measure.check_positions(job.workload, session.most_positions)
         arrays = golden.load(golden.golden_file(job.bundle, bundle))
         report = golden.check(session, arrays, golden.limits(bundle))
         log.append({"event": "golden", "report": report._asdict()})
@@ -108,17 +119,16 @@ def measure_job(job: Job, echo: Echo) -> None:
         SlmqError: the journal does not say that this bundle has passed its check.
     """
     graph = require_check(job)
-    bundle = manifest.read_bundle(job.bundle)
-    prompt = golden.prompt_tokens(
-        golden.golden_file(job.bundle, bundle), job.workload.prompt_tokens
-    )
+    place = job.place()
+    golden_file = golden.golden_file(job.bundle, place.bundle)
+    prompt = golden.prompt_tokens(golden_file, job.workload.prompt_tokens)
     profile = load_profile(job.profile)
-    ort.load_onnxruntime()
+    load = runtimes.of(place).prepare(place, graph)
     with journal.Journal(job.journal, echo) as log:
         memory = {"start": dict(profile.memory())}
         profile.reset_peak()
         started = time.perf_counter()
-        session = ort.open_bundle(job.bundle, bundle, job.workload.threads, graph)
+        session = load()
         seconds = time.perf_counter() - started
         memory["load"] = dict(profile.memory())
         log.append(
@@ -128,10 +138,28 @@ def measure_job(job: Job, echo: Echo) -> None:
                 "memory": memory,
                 "kv_bytes_per_token": session.kv_bytes_per_token,
                 "profile": dict(profile.facts()),
+                "session": dict(session.facts()),
+                **_device(session),
             }
         )
-        measure.measure(session, prompt, job.workload, log.append, profile, missing=job.missing)
-        log.append({"event": "end", "load_average": environment.load_average()})
+
+        def emit(event: dict[str, Any]) -> None:
+            log.append({**event, **_device(session)})
+
+        measure.measure(session, prompt, job.workload, emit, profile, missing=job.missing)
+        log.append(
+            {
+                "event": "end",
+                "load_average": environment.load_average(),
+                "session": dict(session.facts()),
+            }
+        )
+
+
+def _device(session: runtimes.Session) -> dict[str, Any]:
+    """What a session has taken on a device of its own, as a field of an event."""
+    found = session.device_memory()
+    return {} if found is None else {"device_memory": dict(found)}
 
 
 def require_check(job: Job) -> str:

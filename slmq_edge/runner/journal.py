@@ -5,10 +5,14 @@ begin                   bundle_sha256, workload, allow_inexact, environment, at 
                         seconds), pid; one for every process that worked on the run
 probe                   result: operator, exact, largest_error (null for a bundle of floats)
 golden                  report: the fields of `golden.GoldenReport`
-load                    seconds, memory {phase: {kind: bytes}}, kv_bytes_per_token, profile
+load                    seconds, memory {phase: {kind: bytes}}, kv_bytes_per_token, profile,
+                        session
 warmup, repetition      index, prefill_seconds, decode_seconds, decode_step_seconds, memory
-end                     load_average
+end                     load_average, session
 ======================  ====================================================================
+
+``session`` is what the session says of itself, then and at the end; older journals have none. Where
+a device has memory of its own, ``load`` and every round have device_memory {part: bytes}.
 
 A process that was killed leaves at most one torn line, the last; it is dropped. Damage
 anywhere else is refused with the line's number.
@@ -129,7 +133,14 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
         value = event.get(field)
         if field not in event or not isinstance(value, kind) or not _is_sound(field, value):
             return None
+    if not isinstance(event.get("session", {}), dict) or not _are_bytes(event):
+        return None
     return event  # type: ignore[no-any-return]
+
+
+def _are_bytes(event: dict[str, Any]) -> bool:
+    parts = event.get("device_memory", {})
+    return isinstance(parts, dict) and all(type(count) is int for count in parts.values())
 
 
 def _is_sound(field: str, value: object) -> bool:

@@ -53,6 +53,16 @@ def check_workload(workload: Workload, bundle: Mapping[str, Any]) -> None:
         )
 
 
+def check_positions(workload: Workload, most: int | None) -> None:
+    """Refuse a text longer than what was built takes; None: as long as the context."""
+    needed = workload.prompt_tokens + workload.new_tokens
+    if most is not None and needed > most:
+        raise UsageError(
+            f"{workload.prompt_tokens} prompt tokens and {workload.new_tokens} new ones make "
+            f"{needed}: this engine holds {most}; slmq-edge build BUNDLE --context {needed}"
+        )
+
+
 def measure(
     session: Decoder,
     prompt: Any,

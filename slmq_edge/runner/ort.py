@@ -112,6 +112,19 @@ class Session:
             for node in self._past.values()
         )
 
+    @property
+    def most_positions(self) -> int | None:
+        """How long a text can become here: as long as the model's context."""
+        return None
+
+    def device_memory(self) -> Mapping[str, int] | None:
+        """What is taken is the process's own, or not told."""
+        return None
+
+    def facts(self) -> Mapping[str, Any]:
+        """Nothing that the bundle does not say."""
+        return {}
+
     def end_trace(self) -> Path:
         """Close the record of operators and return its file."""
         return Path(self._session.end_profiling())

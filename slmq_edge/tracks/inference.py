@@ -19,10 +19,10 @@ from slmq_edge import devices, errors
 from slmq_edge.errors import SlmqError
 from slmq_edge.files import check_output, existing_bundle
 from slmq_edge.results import Device, Run, artifact_of, assemble, save
-from slmq_edge.runner import environment, job, journal, manifest, measure
+from slmq_edge.runner import environment, job, journal, manifest, measure, runtimes
 from slmq_edge.runner.measure import Workload
 
-KIND = "cpu"
+KIND, GPU = "cpu", "cuda"
 LAST_WORDS = 3  # lines of a dead child's stderr that are worth repeating
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -36,6 +36,8 @@ def profile(
     *,
     allow_inexact: bool = False,
     force: bool = False,
+    runtime: str | None = None,
+    engines: Path | None = None,
 ) -> Run:
     """Check and measure a bundle, and write ``output`` (run.json).
 
@@ -46,22 +48,29 @@ def profile(
         progress: told of every event of the journal, and of our own ``note``: text, done.
         allow_inexact: measure even where integers are not exact.
         force: overwrite ``output``.
+        runtime: what the bundle must be for, a key of `runtimes.FAMILIES`; None: whatever it is.
+        engines: where engines for TensorRT are; None: in the bundle's folder.
 
     Raises:
         SlmqError: the request, the bundle, its check or the child failed; one line says how.
     """
     check_output(output, force)
     document = existing_bundle(bundle)
+    if runtime is not None:
+        runtimes.require(bundle, document, runtime)
     measure.check_workload(workload, document)
+    artifact_of(document, "", 0)  # what run.json would lack at the end is refused now
+    engines = None if engines is None else engines.absolute()
+    place = runtimes.Place(bundle, document, workload.threads, engines)
+    here = runtimes.of(place).check(place)
     output.parent.mkdir(parents=True, exist_ok=True)
 
-    artifact_of(document, "", 0)  # what run.json would lack at the end is refused now
-    device = _device()
+    device = _device(here.get("gpu"))
     log = output.with_name(f"{output.stem}.journal.jsonl")
-    missing = _missing(log, bundle, workload, allow_inexact, progress)
+    missing = _missing(log, bundle, workload, allow_inexact, progress, here)
     if missing:
         paths = bundle.absolute(), log.absolute()
-        work = job.Job(*paths, workload, missing, KIND, allow_inexact)
+        work = job.Job(*paths, workload, missing, KIND, allow_inexact, engines)
         _run_child(work, progress)
     run = assemble(journal.read(log), device, document, workload.repetitions)
     save(run, output, force)
@@ -69,13 +78,22 @@ def profile(
     return run
 
 
-def _device() -> Device:
-    facts = devices.detect()
-    return Device(facts.name, KIND, facts.as_json())
+def _device(gpu: str | None = None) -> Device:
+    """This machine, or its GPU where that is what runs: by name, where no sheet is of it."""
+    if gpu is None:
+        facts = devices.detect()
+        return Device(facts.name, KIND, facts.as_json())
+    found = devices.of_gpu(gpu)
+    return Device(gpu, GPU, {}) if found is None else Device(found.name, GPU, found.as_json())
 
 
 def _missing(
-    log: Path, bundle: Path, workload: Workload, allow_inexact: bool, progress: Progress
+    log: Path,
+    bundle: Path,
+    workload: Workload,
+    allow_inexact: bool,
+    progress: Progress,
+    of_runtime: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
     """Return the repetitions still to take; a journal of something else is removed."""
     everything = tuple(range(workload.repetitions))
@@ -83,7 +101,8 @@ def _missing(
         return everything
     with journal.Journal(log):  # nobody else's
         events = journal.read(log)
-        reason = _other(events, bundle, workload, allow_inexact)
+        here = environment.identity(environment.capture(of_runtime=of_runtime))
+        reason = _other(events, bundle, workload, allow_inexact, here)
         if reason:
             progress({"event": "note", "text": f"starting anew: {reason}", "done": 0})
             log.unlink()
@@ -97,13 +116,16 @@ def _missing(
 
 
 def _other(
-    events: list[dict[str, Any]], bundle: Path, workload: Workload, allow_inexact: bool
+    events: list[dict[str, Any]],
+    bundle: Path,
+    workload: Workload,
+    allow_inexact: bool,
+    here: Mapping[str, Any],
 ) -> str | None:
     """Say how the interrupted run differs from the one asked for; None where it does not."""
     begins = [event for event in events if event["event"] == "begin"]
     if not begins:
         return "the interrupted run had not begun"
-    here = environment.identity(environment.capture())
     digest = manifest.sha256(bundle / manifest.BUNDLE_FILE)
     for begin in begins:
         if begin["bundle_sha256"] != digest:
