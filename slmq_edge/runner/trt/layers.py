@@ -31,7 +31,7 @@ MYELIN_END = re.compile(r"_myl\d+_\d+$")
 ONNX_NAME = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 # Types of layers that multiply matrices; a generated kernel does where its name says so.
 PRODUCTS = re.compile(r"gemm|gemv|matrixmultiply|convolution|fullyconnected", re.IGNORECASE)
-GENERATED = re.compile(r"^__myl_\w*(Fc|Gemm|Gemv|MatMul|Dot)\w*", re.IGNORECASE)
+GENERATED = re.compile(r"^__myl_\w*(Fc|Gemm|Gemv|MatMul|Dot)")
 FOREIGN = "ForeignNode"
 TYPE_KEYS = ("Datatype", "DataType", "Format/Datatype", "Format/DataType")
 
@@ -76,7 +76,8 @@ def read(text: str) -> Mapping[str, Any]:
         raise Damaged(f"TensorRT's layer information is no JSON: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("Layers"), list):
         raise Damaged("TensorRT's layer information has no list of layers")
-    return document
+    kept = [layer for layer in document["Layers"] if isinstance(layer, (dict, str))]
+    return {**document, "Layers": kept}
 
 
 def informations(texts: Mapping[str, str], profiles: Sequence[str]) -> Sequence[Information]:
@@ -159,7 +160,8 @@ def _by_name(one: Information) -> Mapping[str, Sequence[Layer]]:
 
 def _reasons(name: str, one: Information, products: Mapping[str, Sequence[Layer]]) -> Iterable[str]:
     """Why that product is not one of int8 by int8 in that profile; nothing where it is."""
-    layers = [*products.get(name, ()), *products.get(_sanitized(name), ())]
+    named = [*products.get(name, ()), *products.get(_sanitized(name), ())]
+    layers = list(dict.fromkeys(named))
     if not layers:
         if one.hidden:
             yield f"{one.profile}: TensorRT does not tell what is inside of {_short(one.hidden[0])}"

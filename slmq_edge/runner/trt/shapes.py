@@ -52,9 +52,10 @@ def of(recipe: Recipe, prompt: int | None = None, context: int | None = None) ->
     Raises:
         UsageError: they do not fit each other or the graph.
     """
-    room = min(recipe.context_length, CONTEXT) if context is None else context
-    if not 1 <= room <= recipe.context_length:
-        raise UsageError(f"--context is {room}: the graph takes 1 to {recipe.context_length}")
+    most = recipe.context_length
+    room = min(most, max(CONTEXT, prompt or 0)) if context is None else context
+    if not 1 <= room <= most:
+        raise UsageError(f"--context is {room}: the graph takes 1 to {most}")
     new = min(PROMPT, room) if prompt is None else prompt
     if not 1 <= new <= room:
         raise UsageError(f"--prompt is {new}: it must be between 1 and the context, {room}")
