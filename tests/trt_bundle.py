@@ -12,11 +12,13 @@ import pytest
 from slmq_edge.runner import manifest
 from slmq_edge.runner.trt import cuda
 from slmq_edge.runner.trt.recipe import Port, Recipe
+from slmq_edge.runner.trt.shapes import Shapes
 from tests import toy_graph
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NAMES = tuple(f"model.layers.0.self_attn.{name}" for name in LINEARS)
 MACS = dict(zip(NAMES, (64, 32, 32, 64), strict=True))
+LIMITS = Shapes(prompt=512, context=512, kept=64)
 ORIN = cuda.Device("Orin", "87", "12.6", None, 8 * 10**9, 6 * 10**9, True)
 H200 = cuda.Device("NVIDIA H200", "90", "12.9", "575.57.08", 141 * 10**9, 139 * 10**9, False)
 

@@ -6,6 +6,7 @@ It needs less memory than Python beside it does. Its lines are those of `command
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import re
 import shutil
@@ -93,7 +94,7 @@ def run(line: Sequence[str], tell: Callable[[str], object]) -> Sequence[str]:
                     told = time.monotonic()
                     tell(f"building: {told - began:.0f} s")
         except BaseException:
-            _end(process)
+            end(process)
             raise
         tail = _tail(output)
     if process.returncode != 0:
@@ -105,13 +106,16 @@ def run(line: Sequence[str], tell: Callable[[str], object]) -> Sequence[str]:
     return tail
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes], patience: float = SECONDS_TO_END) -> None:
+    """End a program, the hard way if it takes more than ``patience`` seconds."""
     process.terminate()
     try:
-        process.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    finally:  # after a second Ctrl-C too
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _tail(output: IO[bytes]) -> Sequence[str]:
