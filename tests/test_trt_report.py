@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import types
@@ -255,8 +254,20 @@ def test_the_report_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
         "heavy = [n for n in ('typer', 'rich', 'torch', 'onnx', 'psutil') if n in sys.modules]\n"
         "sys.exit(code or len(heavy))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ}
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["format"] == "slmq-edge-trt-report"
+
+
+@pytest.mark.parametrize("verb", [["build"], ["trt", "report"]])
+def test_help_imports_nothing_heavy(verb: list[str]) -> None:
+    program = (
+        "import sys; from slmq_edge.cli import main\n"
+        f"sys.argv = ['slmq-edge', *{verb!r}, '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = [n for n in ('numpy', 'torch', 'onnx', 'tensorrt') if n in sys.modules]\n"
+        "sys.exit(len(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout

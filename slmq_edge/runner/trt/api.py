@@ -66,7 +66,7 @@ def build(
     _all_used()
     config = _config(trt, builder, version, recipe, limits, workspace_mib)
     cache = _timing(config, timing)
-    monitor = _Monitor()
+    monitor = Monitor()
     if traits.progress:
         config.progress_monitor = monitor.of(trt)
     plan = _waiting(lambda: builder.build_serialized_network(network, config), monitor, tell)
@@ -140,7 +140,7 @@ def _last_error() -> str:
     return log.LINES.errors[-1] if log.LINES.errors else "it does not say why"
 
 
-class _Monitor:
+class Monitor:
     """How far a build is, as TensorRT's own threads report it; and the way to end it."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class _Monitor:
         """An IProgressMonitor that reports here."""
         seen, self.listens = self, True
 
-        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        class Listener(trt.IProgressMonitor):  # type: ignore[misc]
             def __init__(self) -> None:
                 trt.IProgressMonitor.__init__(self)
 
@@ -179,10 +179,10 @@ class _Monitor:
             def phase_finish(self, phase_name: str) -> None:
                 seen.finish(phase_name)
 
-        return Monitor()
+        return Listener()
 
 
-def _waiting(work: Callable[[], Any], monitor: _Monitor, tell: Tell) -> Any:
+def _waiting(work: Callable[[], Any], monitor: Monitor, tell: Tell) -> Any:
     """Do ``work`` in a thread, so that Ctrl-C arrives and the time that passes can be told."""
     results: list[Any] = []
     errors: list[BaseException] = []
