@@ -316,6 +316,18 @@ def test_a_build_that_fails_says_what_tensorrt_said(bench: Bench) -> None:
     assert bench.names() == set()
 
 
+def test_a_gpu_that_tensorrt_cannot_use_is_one_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def builder(logger: Any) -> Any:
+        logger.log(1, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(bench.fake.module, "Builder", builder)
+    with pytest.raises(SlmqError, match="has no builder here: CUDA initialization failure"):
+        bench.build()
+
+
 def test_a_bug_of_ours_keeps_its_traceback(bench: Bench) -> None:
     def bug(config: Any) -> None:
         raise ZeroDivisionError

@@ -66,6 +66,9 @@ def test_floats_ask_for_no_int8() -> None:
     line = commands.build("trtexec", FILES, baseline, LIMITS, versions.parse("8.5"), 512)
     assert "--fp16" in line
     assert "--int8" not in line
+    weights = baseline._replace(weight_only=("a.matmul",))
+    line = commands.build("trtexec", FILES, weights, LIMITS, versions.parse("8.5"), 512)
+    assert "--int8" in line
     single = baseline._replace(floats="float32")
     line = commands.build("trtexec", FILES, single, LIMITS, versions.parse("8.5"), 512)
     assert "--fp16" not in line

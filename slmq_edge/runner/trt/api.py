@@ -56,9 +56,10 @@ def build(
     """
     trt, traits = versions.module(), versions.traits(version)
     log.LINES.clear()
-    builder = trt.Builder(log.logger(trt))
-    if builder is None:
-        raise SlmqError(f"TensorRT has no builder here: {_last_error()}")
+    try:
+        builder = trt.Builder(log.logger(trt))
+    except TypeError as error:  # what the binding makes of a GPU that cannot be used
+        raise SlmqError(f"TensorRT {version} has no builder here: {_last_error()}") from error
     network = builder.create_network(_creation_flags(trt, traits))
     parser = trt.OnnxParser(network, log.logger(trt))
     if not parser.parse_from_file(str(graph)):
@@ -91,7 +92,7 @@ def _config(
     config.clear_flag(trt.BuilderFlag.TF32)  # a float32 that is asked for is one
     if versions.traits(version).share_profiles:
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-    for name in versions.precision(version, recipe.floats, bool(recipe.int8)):
+    for name in versions.precision(version, recipe):
         config.set_flag(getattr(trt.BuilderFlag, name))
     for profile in shapes.profiles(limits):
         asked = builder.create_optimization_profile()

@@ -128,7 +128,7 @@ def _identity(
     bundle: Mapping[str, Any], recipe: Recipe, limits: Shapes, builder: Builder
 ) -> Identity:
     here = cache.machine(builder.version)
-    flags = versions.precision(builder.version, recipe.floats, bool(recipe.int8))
+    flags = versions.precision(builder.version, recipe)
     return Identity(
         content=cache.content(bundle),
         prompt=limits.prompt,

@@ -58,7 +58,7 @@ def _flags(
     spelled: Callable[[str, str], str],
 ) -> list[str]:
     traits = versions.traits(version)
-    allowed = versions.precision(version, recipe.floats, bool(recipe.int8))
+    allowed = versions.precision(version, recipe)
     return [
         f"--onnx={files.graph}",
         f"--saveEngine={files.plan}",

@@ -29,6 +29,7 @@ import re
 from typing import Any, NamedTuple
 
 from slmq_edge.errors import NotFound, SlmqError, Unsupported
+from slmq_edge.runner.trt.recipe import Recipe
 
 OLDEST = "8.5"
 # What NVIDIA's own tools print of themselves: 8.6.1 is v8601, 10.3.0 is v100300.
@@ -116,15 +117,16 @@ def traits(version: Version) -> Traits:
     )
 
 
-def precision(version: Version, floats: str, int8: bool) -> tuple[str, ...]:
+def precision(version: Version, recipe: Recipe) -> tuple[str, ...]:
     """Builder flags that allow the graph's types: none where it is strongly typed.
 
-    A weakly typed network without INT8 computes the products between DequantizeLinears in floats,
-    and without FP16 all that its float16 says in float32.
+    A weakly typed network without INT8 takes no DequantizeLinear, and without FP16 computes in
+    float32 what its graph says is float16.
     """
     if not traits(version).weak:
         return ()
-    return (("FP16",) if floats == "float16" else ()) + (("INT8",) if int8 else ())
+    integers = recipe.int8 or recipe.weight_only
+    return (("FP16",) if recipe.floats == "float16" else ()) + (("INT8",) if integers else ())
 
 
 def module() -> Any:
