@@ -1,7 +1,7 @@
 """CUDA's runtime by ctypes: memory, streams and graphs. No binding package is needed.
 
-Names and signatures are those of cuda_runtime_api.h of CUDA 11.8, 12.9 and 13.5. Of two libraries
-the one that this process has loaded already is taken, as TensorRT may have done.
+Names and signatures are those of cuda_runtime_api.h of CUDA 11.8, 12.9 and 13.5. Of several
+libraries the first that the driver is new enough for is taken.
 """
 
 from __future__ import annotations
@@ -186,6 +186,13 @@ class Cuda:
         self.call(name, ctypes.byref(value), *arguments)
         return value.value
 
+    def sees(self) -> bool:
+        """Whether there is a device, and a driver that this library can use."""
+        count = c_int()
+        code = self._library.cudaGetDeviceCount(ctypes.byref(count))
+        self._library.cudaGetLastError()
+        return not code and count.value > 0
+
     def name(self) -> str:
         buffer = ctypes.create_string_buffer(PROPERTIES_BYTES)
         newer = "cudaGetDeviceProperties_v2"
@@ -224,14 +231,19 @@ class Memory:
 
 
 def load() -> Cuda:
-    """Load the runtime library.
+    """Load the runtime library: of those that are here, the first that sees a device.
 
     Raises:
         NotFound: there is none where it could be.
     """
-    library = next(filter(None, map(_opened, _candidates())), None)
-    if library is not None:
-        return Cuda(library)
+    blind = None
+    for library in filter(None, map(_opened, _candidates())):
+        cuda = Cuda(library)
+        if cuda.sees():
+            return cuda
+        blind = blind or cuda
+    if blind is not None:
+        return blind
     raise NotFound(
         "CUDA's runtime is not here (libcudart.so of CUDA 11, 12 or 13): on a Jetson it comes "
         "with JetPack, elsewhere with the CUDA toolkit or pip install 'slmq-edge[tensorrt]'"
@@ -246,19 +258,10 @@ def _opened(candidate: str) -> Any | None:
 
 
 def _candidates() -> Iterator[str]:
-    yield from _loaded()
     yield from LIBRARIES
     wheels = [Path(home or ".") / wheel for home in sys.path for wheel in WHEELS]
     for folder in [*map(Path, FOLDERS), *wheels]:
         yield from map(str, sorted(folder.glob("libcudart.so*"), reverse=True))
-
-
-def _loaded() -> Iterator[str]:
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    yield from dict.fromkeys(re.findall(r"/\S*/libcudart\.so\S*", maps))
 
 
 def device() -> Device:
