@@ -11,6 +11,7 @@ import os
 import typer
 
 from slmq_edge import __version__
+from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.export import export
 from slmq_edge.commands.generate import generate
@@ -19,6 +20,7 @@ from slmq_edge.commands.lint import lint
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
 from slmq_edge.commands.report import app as report
+from slmq_edge.commands.trt import app as trt
 from slmq_edge.errors import SlmqError
 
 app = typer.Typer(
@@ -31,12 +33,14 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize_command)
 app.command("export")(export)
+app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("lint")(lint)
 app.command("profile")(profile)
 app.command("compare")(compare)
 app.add_typer(report, name="report")
+app.add_typer(trt, name="trt")
 
 
 @app.callback(invoke_without_command=True)
