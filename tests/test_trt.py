@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,9 @@ def test_a_bundle_says_what_is_in_it(bundle: Path) -> None:
     assert change["mean_kl"] > 0
     assert document["verified"]["graphs"] == ["trt/model.onnx"]
     assert not (bundle / "ort").exists()
+    assert "trt/build.sh" in document["files"]
+    done = subprocess.run(["sh", "-n", bundle / "trt" / "build.sh"], check=False)
+    assert done.returncode == 0
 
 
 def test_its_recipe_is_read_back_as_it_was_written(bundle: Path) -> None:

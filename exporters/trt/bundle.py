@@ -23,10 +23,12 @@ from slmq_edge.exporters.lowering import Form, lowering
 from slmq_edge.exporters.trt import decoder, linears, lint
 from slmq_edge.exporters.trt.convert import MEASURED, convert
 from slmq_edge.runner.manifest import TRT, TRT_GRAPH, TRT_RECIPE
+from slmq_edge.runner.trt import commands
 from slmq_edge.runner.trt.recipe import Port, Recipe
 
 # Newer ones are for operators that are not used: 8.5 reads 17 at most, int4 needs 21.
 OPSET, OPSET_OF_8, OPSET_OF_INT4 = 19, 17, 21
+SCRIPT = f"{TRT}/build.sh"
 ATTENTION = "standard operators, caches in rooms"
 # Windows of text that ranges are found on.
 CALIBRATED = 48
@@ -82,6 +84,7 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
         lint.check(read, version, recipe)
     document = json.dumps(recipe.as_json(), indent=1)
     (folder / TRT_RECIPE).write_text(document + "\n", "utf-8")
+    (folder / SCRIPT).write_text(commands.script(recipe), "utf-8")
     del written
     gc.collect()
     section = {

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from slmq_edge.errors import MissingExtra, SlmqError
-from slmq_edge.runner.trt.recipe import KEPT, NEW, ROOM, Recipe
+from slmq_edge.runner.trt import log, shapes
+from slmq_edge.runner.trt.recipe import Recipe
 
 PACKAGE, EXTRA = "tensorrt_rtx", "trt-check"
 # It must be told for which GPU it compiles, where there is none: A100, the oldest that has all.
 COMPUTE_CAPABILITY = "SM80"
-# (least, usual, most) of each dimension of a recipe's ports, as far as its context reaches.
-PROMPTS = {NEW: (1, 128, 512), ROOM: (1, 512, 1024), KEPT: (1, 1, 64)}
 # What every graph with positions in int64 is told by the parser, and is right.
 EXPECTED = ("Int64 binding",)
 LAYER = re.compile(
@@ -79,42 +77,47 @@ class Compiled:
 
 
 def compile_graph(graph: Path, recipe: Recipe) -> Compiled:
-    """Parse and compile a graph for prompts as ``PROMPTS`` says.
+    """Parse and compile a graph, for prompts and rooms as an engine is built for.
 
     Raises:
         MissingExtra: the package is not installed.
     """
-    rtx, log = _loaded()
-    log.clear()
-    builder = rtx.Builder(log.logger)
+    rtx = _loaded()
+    logger = log.logger(rtx)
+    log.LINES.clear()
+    builder = rtx.Builder(logger)
     network = builder.create_network(0)
-    parser = rtx.OnnxParser(network, log.logger)
+    parser = rtx.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         found = [parser.get_error(index) for index in range(parser.num_errors)]
         errors = tuple(
             f"{one.node_operator()} {one.node_name()}: {one.desc().strip()}" for one in found
         )
-        return Compiled(rtx.__version__, errors, log.warnings(), None, ())
+        return Compiled(rtx.__version__, errors, _warnings(), None, ())
+    with log.LINES.everything() as told:
+        plan = builder.build_serialized_network(network, _config(rtx, builder, recipe))
+    errors = tuple(log.LINES.errors) if plan is None else ()
+    layers = tuple(layer for text in told for layer in _layers(text))
+    size = None if plan is None else int(plan.nbytes)
+    return Compiled(rtx.__version__, errors, _warnings(), size, layers)
+
+
+def _config(rtx: Any, builder: Any, recipe: Recipe) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = rtx.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(rtx.ComputeCapability, COMPUTE_CAPABILITY), 0)
-    profile = builder.create_optimization_profile()
-    for port in recipe.inputs:
-        shapes = [
-            tuple(
-                min(PROMPTS[dim][which], recipe.context_length) if isinstance(dim, str) else dim
-                for dim in port.shape
-            )
-            for which in range(3)
-        ]
-        profile.set_shape(port.name, *shapes)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    errors = log.of(rtx.ILogger.ERROR) if plan is None else ()
-    layers = tuple(layer for text in log.texts() for layer in _layers(text))
-    size = None if plan is None else int(plan.nbytes)
-    return Compiled(rtx.__version__, errors, log.warnings(), size, layers)
+    for wanted in shapes.profiles(shapes.of(recipe), several=False):
+        profile = builder.create_optimization_profile()
+        for port in recipe.inputs:
+            profile.set_shape(port.name, *(shapes.shape(port, size) for size in wanted[1:]))
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _warnings() -> tuple[str, ...]:
+    said = log.LINES.warnings
+    return tuple(one for one in said if not any(known in one for known in EXPECTED))
 
 
 def check(graph: Path, recipe: Recipe) -> Compiled:
@@ -155,40 +158,9 @@ def _types(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"Datatype: (\w+)", text))
 
 
-class _Log:
-    """All that TensorRT-RTX says; of a process's loggers it knows only the first."""
-
-    def __init__(self, rtx: Any) -> None:
-        said: list[tuple[Any, str]] = []
-
-        def log(self: Any, severity: Any, text: str) -> None:
-            said.append((severity, text))
-
-        def begin(self: Any) -> None:
-            rtx.ILogger.__init__(self)
-
-        # Its base class is known only once the package is imported.
-        kind: Callable[[], Any] = type("Logger", (rtx.ILogger,), {"__init__": begin, "log": log})
-        self._rtx, self._said, self.logger = rtx, said, kind()
-
-    def clear(self) -> None:
-        self._said.clear()
-
-    def texts(self) -> list[str]:
-        return [text for _, text in self._said]
-
-    def of(self, severity: Any) -> tuple[str, ...]:
-        return tuple(" ".join(text.split()) for kind, text in self._said if kind == severity)
-
-    def warnings(self) -> tuple[str, ...]:
-        told = self.of(self._rtx.ILogger.WARNING)
-        return tuple(one for one in told if not any(known in one for known in EXPECTED))
-
-
-@cache
-def _loaded() -> tuple[Any, _Log]:
+def _loaded() -> Any:
     try:
         import tensorrt_rtx
     except ImportError as error:
         raise MissingExtra(PACKAGE, EXTRA) from error
-    return tensorrt_rtx, _Log(tensorrt_rtx)
+    return tensorrt_rtx

@@ -21,9 +21,10 @@ from slmq_edge.exporters.trt.lint import (
 )
 from slmq_edge.exporters.trt.lint.findings import ERROR, Case, Finding, Problem
 from slmq_edge.exporters.trt.lint.graph import load
-from slmq_edge.exporters.trt.lint.profiles import CONTEXT, Profiles, profiles
+from slmq_edge.exporters.trt.lint.profiles import Profiles, profiles
 from slmq_edge.exporters.trt.lint.targets import TARGETS, since, target
 from slmq_edge.runner.trt.recipe import Recipe
+from slmq_edge.runner.trt.shapes import CONTEXT
 
 __all__ = ["RULES", "TARGETS", "Finding", "check", "lint", "load", "since", "target"]
 

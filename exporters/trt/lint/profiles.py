@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from slmq_edge.runner.trt.recipe import KEPT, NEW, ROOM
-
-# What `slmq-edge build` takes where nothing else is said.
-PROMPT, KEPT_LOGITS, CONTEXT = 512, 64, 2048
+from slmq_edge.runner.trt import shapes
+from slmq_edge.runner.trt.recipe import DIMENSIONS
+from slmq_edge.runner.trt.shapes import CONTEXT, KEPT_MOST, PROMPT, Shapes
 
 
 class Range(NamedTuple):
@@ -23,14 +22,16 @@ Profiles = Mapping[str, Mapping[str, Range]]
 
 
 def profiles(
-    context_length: int = CONTEXT, prompt: int = PROMPT, kept: int = KEPT_LOGITS
+    context_length: int = CONTEXT, prompt: int = PROMPT, kept: int = KEPT_MOST
 ) -> Profiles:
-    """Both profiles, by name and dimension, of a model for ``context_length`` positions."""
+    """Those that `slmq-edge build` takes, by name and dimension, for ``context_length``."""
     room = min(context_length, CONTEXT)
     prompt = min(prompt, room)
-    kept = min(kept, prompt)
-    rooms, one = Range(1, room, room), Range(1, 1, 1)
+    built = shapes.profiles(Shapes(prompt, room, min(kept, prompt)))
     return {
-        "prefill": {NEW: Range(1, prompt, prompt), ROOM: rooms, KEPT: Range(1, 1, kept)},
-        "decode": {NEW: one, ROOM: rooms, KEPT: one},
+        one.name: {
+            dim: Range(*sizes)
+            for dim, *sizes in zip(DIMENSIONS, one.least, one.usual, one.most, strict=True)
+        }
+        for one in built
     }

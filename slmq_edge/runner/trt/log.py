@@ -6,8 +6,9 @@ TensorRT keeps the first logger that a process gives it, so there is one.
 from __future__ import annotations
 
 import collections
+import contextlib
 import threading
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 TAIL = 100
 ERROR, WARNING, INFO = 1, 2, 3  # trt.ILogger.Severity; 0 is an internal error, 4 verbose
@@ -22,10 +23,13 @@ class Lines:
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL)
         self._errors: list[str] = []
         self._warnings: list[str] = []
+        self._all: list[str] | None = None
 
     def add(self, severity: int, text: str) -> None:
         line = " ".join(text.split())
         with self._lock:
+            if self._all is not None:
+                self._all.append(text)
             if severity <= INFO:
                 self._tail.append(f"{LETTERS[severity]} {line}")
             if severity <= ERROR:
@@ -38,6 +42,16 @@ class Lines:
             self._tail.clear()
             self._errors.clear()
             self._warnings.clear()
+
+    @contextlib.contextmanager
+    def everything(self) -> Iterator[list[str]]:
+        """All messages of a while, as they are: the builder tells its plan among the verbose."""
+        found: list[str] = []
+        self._all = found
+        try:
+            yield found
+        finally:
+            self._all = None
 
     @property
     def tail(self) -> Sequence[str]:
