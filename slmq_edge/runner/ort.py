@@ -19,7 +19,7 @@ import numpy as np
 
 from slmq_edge.errors import Damaged, MissingExtra, SlmqError, Unsupported
 from slmq_edge.runner.manifest import GRAPH
-from slmq_edge.runner.memory import let_go, mappings, return_memory
+from slmq_edge.runner.memory import let_go, of_folder, return_memory
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -83,7 +83,7 @@ class Session:
         self._runtime = load_onnxruntime()
         self._session = open_session(graph, threads, settings, trace, provider=provider)
         self._memory = provider.memory
-        self._mapped = mappings(graph.parent)  # for as long as the session lives
+        self._mapped = of_folder(graph.parent)  # for as long as the session lives
         self._give_back()  # what was folded at load, and read to be packed
         outputs = {node.name: node for node in self._session.get_outputs()}
         inputs = self._session.get_inputs()
