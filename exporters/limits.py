@@ -190,7 +190,7 @@ def _on_cuda(scheme: Scheme) -> Iterable[str | None]:
     if scheme.kv is not None:
         yield "rounded keys and values, since no kernel of a GPU rounds row by row; use --kv 16"
     if scheme.head is not None and scheme.head.bits == 4:
-        yield "an int4 lm_head, since no kernel of a GPU unpacks rows of it; use --lm-head int8"
+        yield "an int4 lm_head, which is written for the kernels of a CPU; use --lm-head int8"
 
 
 def _int8_rows(part: str, grid: Grid | None) -> str | None:

@@ -92,7 +92,10 @@ def export(
         tokenizer = goldens.tokenizer_for(checkpoint, folder)
         floats = getattr(torch, written.floats.name)
         golden = goldens.record(
-            written.checkpoint, tokenizer, lambda: _draft(folder / written.graph), floats
+            written.checkpoint,
+            tokenizer,
+            lambda: _draft(folder / written.graph, checkpoint),
+            floats,
         )
         _write_arrays(folder / goldens.FILE, golden)
         progress(0.8, "checking the graph against its simulation")
@@ -128,12 +131,15 @@ def _write_arrays(file: Path, golden: Golden) -> None:
     np.savez_compressed(file, **arrays)
 
 
-def _draft(graph: Path) -> Draft | None:
-    """Greedy guesses by the graph itself; ``None`` where no onnxruntime is installed."""
+def _draft(graph: Path, checkpoint: Checkpoint) -> Draft | None:
+    """Greedy guesses by the graph itself; ``None`` where no onnxruntime is installed.
+
+    Of graph and model, one's mapped file is resident at a time.
+    """
     import numpy as np
 
     from slmq_edge.exporters.bundle import SESSION_OPTIONS
-    from slmq_edge.runner import ort
+    from slmq_edge.runner import memory, ort
 
     try:
         # Weights are read from the file where they lie: slower, and no copy beside the model.
@@ -141,15 +147,19 @@ def _draft(graph: Path) -> Draft | None:
         session = ort.Session(graph, threads=1, settings=settings)
     except MissingExtra:
         return None
+    of_graph = memory.of_folder(graph.parent)
+    of_model = memory.of_addresses(tensor.data_ptr() for tensor in checkpoint.tensors.values())
 
     def guess(tokens: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         if count == 0:
             return tokens[:0]
+        memory.let_go(of_model)
         logits, cache = session.prefill(tokens[None], 1, count)
         found = [int(logits[0, -1].argmax())]
         while len(found) < count:
             logits, cache = session.step(np.array([found[-1:]]), cache)
             found.append(int(logits[0, -1].argmax()))
+        memory.let_go(of_graph)
         return np.array(found, np.int64)
 
     return guess

@@ -10,7 +10,7 @@ import pytest
 
 from slmq_edge.exporters import onnx
 from slmq_edge.profiles.cpu import Cpu
-from slmq_edge.runner.memory import Mapping, let_go, mappings
+from slmq_edge.runner.memory import Mapping, let_go, of_addresses, of_folder
 from slmq_edge.scheme import scheme
 from tests.artifacts import session
 from tests.decoders import DECODERS, rounded
@@ -40,9 +40,11 @@ def test_mappings_are_those_of_the_folder_that_nobody_wrote_to(tmp_path: Path) -
     folder.mkdir()
     listing = tmp_path / "smaps"
     listing.write_text(SMAPS.format(folder=folder))
-    found = mappings(folder, listing)
+    found = of_folder(folder, listing)
     assert found == [Mapping(0x7F0000000000, 0x2000), Mapping(0x7F0000060000, 0x1000)]
-    assert mappings(folder, tmp_path / "nothing") == []
+    assert of_folder(folder, tmp_path / "nothing") == []
+    inside, written, beside = 0x7F0000001FFF, 0x7F0000010000, 0x7F0000002000
+    assert of_addresses([beside, inside, written], listing) == found[:1]
 
 
 @linux
@@ -53,7 +55,8 @@ def test_pages_of_a_file_go_and_come_back(tmp_path: Path) -> None:
     read, written = (np.memmap(tmp_path / name, np.int64, mode="c") for name in ("read", "written"))
     written[:] = -1
     assert int(read.sum()) == int(content.sum())
-    found = mappings(tmp_path)
+    found = of_folder(tmp_path)
+    assert found == of_addresses([read.ctypes.data + 8, written.ctypes.data])
     assert [one.size for one in found] == [content.nbytes]
     before = resident_bytes()
     let_go(found)

@@ -7,11 +7,12 @@ room. What is let go of here and read again comes from the page cache, in a micr
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import ctypes
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 SMAPS = Path("/proc/self/smaps")
 DONT_NEED = 4  # MADV_DONTNEED
@@ -30,29 +31,35 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)  # glibc
 
 
-def mappings(folder: Path, smaps: Path = SMAPS) -> list[Mapping]:
-    """Where this process has mapped parts of a folder's files and written nothing to them.
-
-    Empty where the system is no Linux.
-    """
+def of_folder(folder: Path, smaps: Path = SMAPS) -> list[Mapping]:
+    """Where this process has mapped parts of a folder's files and written nothing to them."""
     place = str(folder.resolve())
-    found: list[Mapping] = []
-    inside = False
-    try:
-        with smaps.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                fields = line.rstrip("\n").split(None, 5)
-                if not fields[0].endswith(":"):  # 7f00-7f80 rw-p 00000000 fe:00 42   /a/file
-                    begin, end = (int(part, 16) for part in fields[0].split("-"))
-                    inside = len(fields) == 6 and os.path.dirname(fields[5]) == place
-                    if inside:
-                        found.append(Mapping(begin, end - begin))
-                elif inside and fields[0] == "Anonymous:" and fields[1] != "0":
-                    found.pop()  # letting go would undo what was written
-                    inside = False
-    except OSError:
-        return []
-    return found
+    return [one for one, file in _unwritten(smaps) if os.path.dirname(file) == place]
+
+
+def of_addresses(addresses: Iterable[int], smaps: Path = SMAPS) -> list[Mapping]:
+    """Mapped parts of files that hold these addresses, where nothing was written to them."""
+    wanted = sorted(addresses)
+
+    def holds(one: Mapping) -> bool:
+        at = bisect.bisect_left(wanted, one.address)
+        return at < len(wanted) and wanted[at] < one.address + one.size
+
+    return [one for one, _ in _unwritten(smaps) if holds(one)]
+
+
+def _unwritten(smaps: Path) -> Iterator[tuple[Mapping, str]]:
+    """Each mapped part of a file and the file; none where the system is no Linux."""
+    found: tuple[Mapping, str] | None = None
+    with contextlib.suppress(OSError), smaps.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            fields = line.rstrip("\n").split(None, 5)
+            if not fields[0].endswith(":"):  # 7f00-7f80 rw-p 00000000 fe:00 42   /a/file
+                begin, end = (int(part, 16) for part in fields[0].split("-"))
+                is_file = len(fields) == 6 and fields[5].startswith("/")
+                found = (Mapping(begin, end - begin), fields[5]) if is_file else None
+            elif found is not None and fields[:2] == ["Anonymous:", "0"]:
+                yield found  # of others, letting go would undo what was written
 
 
 def let_go(found: list[Mapping]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from slmq_edge.errors import Damaged, MissingExtra, SlmqError, Unsupported
 from slmq_edge.runner.manifest import GRAPH
-from slmq_edge.runner.memory import let_go, mappings, return_memory
+from slmq_edge.runner.memory import let_go, of_folder, return_memory
 
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -29,7 +29,7 @@ KV_CACHE, IN_PLACE = "kv_cache", "in place"  # an entry of the graph's metadata
 LEVEL = "graph_optimization_level"  # the one setting that is no configuration entry everywhere
 APPENDS_FROM = "1.23"
 PIECE = 512  # tokens of a prompt that run together, where they need not all
-STEPS = 64  # after so many, what they read and what they freed is given back
+STEPS = 128  # after so many, the rows that they looked up are given back
 QUIET = 3  # errors only: warnings about optimizations would end up in the error report
 
 
@@ -84,7 +84,7 @@ class Session:
         self._runtime = load_onnxruntime()
         self._session = open_session(graph, threads, settings, trace, provider=provider)
         self._memory = provider.memory
-        self._mapped = mappings(graph.parent)  # for as long as the session lives
+        self._mapped = of_folder(graph.parent)  # for as long as the session lives
         self._give_back()  # what was folded at load, and read to be packed
         outputs = {node.name: node for node in self._session.get_outputs()}
         inputs = self._session.get_inputs()
@@ -180,7 +180,9 @@ class Session:
         if self._in_place and cache.length >= cache.room:
             cache = self._roomier(cache, tokens.shape[0])
         if cache.length % STEPS == 0:
-            self._give_back()
+            let_go(self._mapped)
+        if cache.length == cache.room // 2 + 1:
+            return_memory()  # of a cache that was outgrown: its holder has let go of it by now
         return self._run(tokens, cache, 1)
 
     def _give_back(self) -> None:
