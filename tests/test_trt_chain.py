@@ -8,6 +8,7 @@ NVIDIA's arithmetic and its speed.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from slmq_edge import results
+from slmq_edge.anatomy import LINEARS
 from slmq_edge.runner.trt import recipe as recipes
 from slmq_edge.runner.trt.recipe import Recipe
+from tests.shared import shared
 from tests.test_cli import assert_one_line, slmq
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,16 +61,17 @@ class Board:
     """A machine with a GPU: ``run`` a verb there."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self._products = home, home / "products.json"
+        self.home, self.products = home, home / "products.json"
         (home / "sitecustomize.py").write_text(SITE)
         self.trtexec = home / "trtexec"
-        text = TRTEXEC.format(python=sys.executable, root=str(ROOT), products=str(self._products))
+        text = TRTEXEC.format(python=sys.executable, root=str(ROOT), products=str(self.products))
         self.trtexec.write_text(text)
         self.trtexec.chmod(0o755)
+        self.variables = {"PYTHONPATH": f"{home}:{ROOT}", "FAKE_TENSORRT": "10.3.0"}
+        self.environment = {**os.environ, **self.variables}
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        python = f"{self.home}:{ROOT}"
-        return slmq(*arguments, cwd=self.home, PYTHONPATH=python, FAKE_TENSORRT="10.3.0")
+        return slmq(*arguments, cwd=self.home, **self.variables)
 
     def export(self, name: str, *options: str) -> Recipe:
         made = self.run(
@@ -78,7 +82,7 @@ class Board:
 
     def build(self, name: str, products: list[str]) -> subprocess.CompletedProcess[str]:
         """products: the nodes that its trtexec makes products of int8 by int8."""
-        self._products.write_text(json.dumps(products))
+        self.products.write_text(json.dumps(products))
         return self.run("build", name, "--trtexec", self.trtexec)
 
 
@@ -113,7 +117,7 @@ def test_a_model_becomes_an_engine_that_is_checked_and_measured(
     assert run.environment["tensorrt"] == "10.3.0"
     assert run.device_memory is not None
     assert run.device_memory["kv"] >= 2 * 32 * bundle.kv_bytes_per_token
-    said = board.run("generate", "w8a8", "--prompt", "The ant", "--new-tokens", 5)
+    said = board.run("generate", "w8a8", "--prompt", "The ant", "--max-new-tokens", 5)
     assert said.returncode == 0, said.stderr
 
 
@@ -151,3 +155,24 @@ def test_a_report_to_paste_says_all_of_it(board: Board, bundle: Recipe) -> None:
     assert report["gpu"] == "Fake Orin"
     assert engine["golden"]["mean_kl"] < 5e-3
     assert str(board.home) not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_a_gpu_is_ready(board: Board) -> None:
+    names = [f"model.layers.0.{linear}.matmul" for linear in LINEARS]
+    board.products.write_text(json.dumps([*names, "lm_head.matmul"]))
+    command = [sys.executable, "-m", "benchmarks.gpu_trt", "--shared", str(shared("."))]
+    command += ["--trtexec", str(board.trtexec), "--layers", "1", "--workspace", "64"]
+    command += ["--flavour", "fp16", "--flavour", "w8a8-static"]
+    command += ["--prompt", "8", "--new", "2", "--rounds", "1", "-o", str(board.home / "gpu.json")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=board.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads((board.home / "gpu.json").read_text())
+    assert set(document["rows"]) == {"fp16", "w8a8-static"}
+    for row in document["rows"].values():
+        assert "error" not in row
+        assert row["engine"]["int8_missing"] == []
+        assert row["decode_tokens_per_second"] > 0
+    assert document["gpu"]["name"] == "Fake Orin"
