@@ -269,6 +269,13 @@ def check_widths(scheme: Scheme, shape: Anatomy, target: str) -> None:
         )
 
 
+def on_disk(scheme: Scheme, target: str) -> Scheme:
+    """The scheme in the bits that its weights have in a target's bundle."""
+    if target != "trt" or scheme.weights is None or has_int4(scheme):
+        return scheme
+    return dataclasses.replace(scheme, weights=dataclasses.replace(scheme.weights, bits=8))
+
+
 def has_int4(scheme: Scheme) -> bool:
     """Whether a graph for TensorRT holds weights of 4 bits as such."""
     return scheme.activations is None and scheme.weights is not None and scheme.weights.bits == 4

@@ -15,6 +15,7 @@ from slmq_edge.calibration import Size
 from slmq_edge.commands import making
 from slmq_edge.errors import SlmqError
 from slmq_edge.export import export
+from slmq_edge.exporters import Wanted, limits
 from slmq_edge.files import folder_bytes
 from slmq_edge.quantize import Request
 from slmq_edge.scheme import SCHEMES, scheme
@@ -82,6 +83,17 @@ def test_what_is_written_is_no_more_than_was_said(
         assert folder_bytes(tmp_path / "bundle") <= said
 
 
+@pytest.mark.parametrize("precision", ["w4a8", "w8a8", "w8a16", "fp32"])
+def test_for_tensorrt_four_bits_are_eight_beside_integers(precision: str, tmp_path: Path) -> None:
+    made = rounded(random_qwen2(), scheme(precision))
+    export(made, tmp_path / "bundle", Wanted("trt"))
+    stored = limits.on_disk(made.scheme, "trt")
+    assert folder_bytes(tmp_path / "bundle") <= estimate.written(made.anatomy, stored)
+    assert limits.on_disk(made.scheme, "ort") == made.scheme
+    eights = stored.weights is not None and stored.weights.bits == 8
+    assert eights == (precision != "fp32")
+
+
 def test_disk_follows_the_bits() -> None:
     shape = anatomy("Qwen2.5-0.5B")
     bytes_of = {name: estimate.written(shape, scheme(name)) for name in ("fp32", "w8a8", "w4a8")}
@@ -111,7 +123,7 @@ def test_short_memory_is_a_line_and_a_short_disk_an_error(
     said = capsys.readouterr().err
     assert said.startswith("note: needs about 4")
     assert said.endswith("of disk; only 300 MB of memory are free\n")
-    monkeypatch.setattr(making, "disk_bytes", lambda found: 10**18)
+    monkeypatch.setattr(making, "disk_bytes", lambda found, target: 10**18)
     with pytest.raises(SlmqError, match="not enough disk space"):
         making.planned("demo-llama", request, tmp_path / "c")
 

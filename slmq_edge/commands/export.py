@@ -102,7 +102,7 @@ def _export_model(
     from slmq_edge.quantize import forget, quantize
 
     check_output(destination, force, folder=True)
-    planned = making.planned(model, request, destination, exports=True)
+    planned = making.planned(model, request, destination, target=wanted.target)
     check_scheme(planned.request.scheme, wanted)
     check_widths(planned.request.scheme, planned.anatomy, wanted.target)
     with bar("reading the model") as progress:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmq_edge import estimate, presets
+from slmq_edge.exporters import limits
 from slmq_edge.files import check_not_input, check_space
 from slmq_edge.reports.format import bytes_text
 
@@ -51,10 +52,11 @@ def request_of(recipe: Recipe, words: Mapping[str, Any]) -> Request:
     )
 
 
-def planned(model: str, request: Request, destination: Path, exports: bool = False) -> Plan:
+def planned(model: str, request: Request, destination: Path, target: str | None = None) -> Plan:
     """Find every mistake of a request, and whether memory and disk can hold the work.
 
-    exports: what is made becomes a bundle, and ``destination`` is its place.
+    target: what is made becomes a bundle for it, and ``destination`` is its place; ``None``: a
+    checkpoint.
 
     Raises:
         SlmqError: a mistake, or a disk with less room than the result needs.
@@ -63,9 +65,9 @@ def planned(model: str, request: Request, destination: Path, exports: bool = Fal
 
     found = plan(model, request, note, destination)
     check_not_input(destination, found.source.folder)
-    disk = disk_bytes(found)
+    disk = disk_bytes(found, target)
     check_space(destination, disk)
-    say_needs(memory_bytes(found, exports), disk)
+    say_needs(memory_bytes(found, target is not None), disk)
     return found
 
 
@@ -81,13 +83,14 @@ def memory_bytes(found: Plan, exports: bool) -> int | None:
     return max(quantizing, estimate.exporting(shape, request.scheme)) if exports else quantizing
 
 
-def disk_bytes(found: Plan) -> int:
+def disk_bytes(found: Plan, target: str | None = None) -> int:
     """Bytes that the result will hardly exceed, and the finished blocks that are kept beside it."""
     shape, request, folder = found.anatomy, found.request, found.source.folder
     settings = dataclasses.asdict(found.settings)
     kept = estimate.unfinished(shape, request.method, settings) if found.unfinished else 0
     travels = sum(file.stat().st_size for file in folder.glob("*.json"))
-    return estimate.written(shape, request.scheme) + kept + travels
+    scheme = request.scheme if target is None else limits.on_disk(request.scheme, target)
+    return estimate.written(shape, scheme) + kept + travels
 
 
 def say_needs(memory: int | None, disk: int) -> None:
