@@ -323,11 +323,10 @@ def test_a_machine_without_cuda_or_gpu_is_refused_in_one_line(
 def test_the_device_is_described(fake: Cudart) -> None:
     fake.cudaMalloc({}, 1000)
     found = cuda.device()
-    assert found._replace(driver=None) == cuda.Device(
-        "Fake Orin", "87", "12.6", None, 1 << 28, (1 << 28) - 1000, False
-    )
-    cuda.release()
-    assert fake.bytes() == 0
+    assert found._replace(driver=None) == cuda.Device("Fake Orin", "87", "12.6", None, False)
+    assert not fake.has_context
+    assert cuda.memory() == ((1 << 28) - 1000, 1 << 28)
+    assert fake.has_context
 
 
 def test_an_engine_of_another_release_is_refused(

@@ -46,7 +46,8 @@ class Session:
         self._version = str(trt.__version__)
         self._engine, self._recipe = engine, engine.recipe
         self._cuda = cuda_runtime.load()
-        self._device = cuda_runtime.device()
+        self._integrated = cuda_runtime.device().integrated
+        self._free_before, _ = self._cuda.memory()
         self._memory = cuda_runtime.Memory(self._cuda)
         self._stream = self._cuda.stream()
         self._loaded = Loaded(trt, engine.plan, engine.recipe)
@@ -83,9 +84,9 @@ class Session:
         asked = self._memory.by_part()
         parts = {"engine": self._loaded.plan_bytes}
         parts.update({part: asked.get(part, 0) for part in ("activations", "kv", "io")})
-        if not self._device.integrated:
+        if not self._integrated:
             free, _ = self._cuda.memory()
-            taken = self._device.memory_free - free
+            taken = self._free_before - free
             parts["rest"] = max(0, taken - sum(parts.values()))
         return parts
 

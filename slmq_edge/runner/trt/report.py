@@ -87,6 +87,7 @@ def here(root: str = "/") -> dict[str, Any]:
     program = _or_reason(lambda: trtexec.version(trtexec.find()), "trtexec", missing)
     python = _or_reason(versions.installed, "tensorrt", missing)
     device = _or_reason(cuda.device, "gpu", missing)
+    memory = None if device is None else _or_reason(cuda.memory, "gpu_memory", missing)
     release = l4t(root)
     return {
         "python": platform.python_version(),
@@ -97,7 +98,7 @@ def here(root: str = "/") -> dict[str, Any]:
         "driver": None if device is None else device.driver,
         "gpu": None if device is None else device.name,
         "sm": None if device is None else device.sm,
-        "gpu_memory_bytes": None if device is None else device.memory_total,
+        "gpu_memory_bytes": None if memory is None else memory[1],
         "integrated": None if device is None else device.integrated,
         "board": _text(Path(root) / BOARD),
         "l4t": release,
