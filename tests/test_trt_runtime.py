@@ -300,6 +300,21 @@ def test_too_little_memory_is_one_line(
     assert session.device_memory()["kv"] == 0
 
 
+def test_logits_that_do_not_fit_leave_those_that_do(
+    opened: Callable[..., engine.Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_tensorrt.install(patch=monkeypatch)
+    session = opened()
+    session.prefill(TOKENS[None, :5], 1)
+    before = fake.bytes(), fake.bytes("host")
+    fake.total = fake.bytes()
+    with pytest.raises(SlmqError, match="the GPU has no 0 MB for inputs and outputs"):
+        session.prefill(TOKENS[None, :5])
+    assert (fake.bytes(), fake.bytes("host")) == before
+    logits, _ = session.prefill(TOKENS[None, :5], 1)
+    np.testing.assert_allclose(logits[0], expected()[4:5], atol=1e-4)
+
+
 # --- refusals
 
 

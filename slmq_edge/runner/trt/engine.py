@@ -169,8 +169,9 @@ class Session:
         """A piece of a prompt; of its last ``wanted`` positions the logits [wanted, vocab]."""
         new, kept = len(tokens), max(wanted, 1)  # of one position at least they are computed
         if kept > len(self._logits.rows):
+            larger = self._rows(kept)  # may be refused: those that are there stay usable
             self._logits.free()
-            self._logits = self._rows(kept)
+            self._logits = larger
         arrays = self._inputs.arrays
         arrays[TOKENS][:new] = tokens
         arrays[POSITIONS][:new] = np.arange(cache.length, cache.length + new)
