@@ -115,6 +115,10 @@ class ToySession:
 
     def __init__(self, seed: int = 0) -> None:
         self._weights = toy_graph.weights(seed)
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]:
         found = toy_graph.logits(self._weights, tokens[0])[None]
