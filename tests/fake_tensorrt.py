@@ -329,6 +329,9 @@ class Engine8(Engine):
     device_memory_size = ACTIVATION_BYTES
 
     def create_execution_context_without_device_memory(self) -> Context:
+        user = self.in_use.get(0)
+        if user is not None and user() is not None and not self.shares_profiles:
+            self.error("Profile 0 has been chosen by another IExecutionContext.")
         return Context8(self)
 
 

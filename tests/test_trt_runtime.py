@@ -221,6 +221,19 @@ def test_contexts_that_cannot_share_a_profile_capture_nothing(
     assert sharing.facts()["cuda_graph"] == "replayed"
 
 
+def test_a_context_that_gets_no_profile_is_one_line(
+    opened: Callable[..., engine.Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(context: Any, profile_index: int, stream_handle: int) -> bool:
+        context._engine.error(f"profile {profile_index} is odd")
+        raise RuntimeError("Error in set optimization profile async.")
+
+    fake_tensorrt.install(patch=monkeypatch)
+    monkeypatch.setattr(fake_tensorrt.Context, "set_optimization_profile_async", refused)
+    with pytest.raises(SlmqError, match="gives no context a profile: profile 1 is odd"):
+        opened()
+
+
 @pytest.mark.parametrize("release", ["8.5.2", "10.3.0"])
 def test_an_engine_of_one_profile_does_both(
     release: str, opened: Callable[..., engine.Session], monkeypatch: pytest.MonkeyPatch

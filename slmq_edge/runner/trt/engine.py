@@ -254,7 +254,7 @@ class Session:
         profile = self._loaded.decode_profile
         first = make(profile) or (prefill if profile == PREFILL else None)
         if prefill is None or first is None:
-            raise SlmqError(f"TensorRT gives no context a profile: {self._loaded.words()}")
+            raise SlmqError(f"TensorRT gives no context a profile: {self._loaded.refusal}")
         return prefill, (first, make(profile) or first)
 
     def _check_inputs(self) -> None:
