@@ -84,7 +84,7 @@ def main(
         "new_tokens": new,
         "module": module,
         "version": version,
-        "gpu": device._asdict(),
+        "gpu": {**device._asdict(), "memory_total": cuda.memory()[1]},
         "environment": environment.capture(),
         "rows": rows,
     }

@@ -96,7 +96,7 @@ def few_repetitions(seen: Evidence) -> Caveat | None:
 
 def fewer_cores_than_threads(seen: Evidence) -> Caveat | None:
     threads, cores = seen.workload["threads"], seen.environment.get("cores")
-    if not cores or threads <= cores:
+    if not cores or threads <= cores or seen.environment.get("tensorrt"):  # which has none of ours
         return None
     return Caveat(
         "fewer-cores-than-threads",

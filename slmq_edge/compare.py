@@ -120,7 +120,7 @@ def compare(baseline: Run, candidate: Run, convention: Convention = "measured") 
     else:
         rows = [*_measured_rows(baseline, candidate), peak]
         parts = ("bundle_bytes", "decode_rate", peak.key)
-    over = f" over {' and '.join(phases)}" if phases else ", all its parts"
+    over = f" over {' and '.join(phases)}" if phases else ", all parts that both tell of"
     memory = f"largest {kind}{over}" if kind else None
     return Comparison(
         convention=convention,
@@ -254,8 +254,10 @@ def _peak_row(baseline: Run, candidate: Run, kind: str | None, phases: Sequence[
     key = "peak_memory"
     across = _across(baseline, candidate)
     if kind == DEVICE:
-        sums = [Value(sum((run.device_memory or {}).values())) for run in (baseline, candidate)]
-        return _row(key, DEVICE, "B", sums[0], sums[1], across)
+        sides = [run.device_memory or {} for run in (baseline, candidate)]
+        both = sides[0].keys() & sides[1].keys()  # a board that shares its memory tells no rest
+        before, after = (Value(sum(of[part] for part in both)) for of in sides)
+        return _row(key, DEVICE, "B", before, after, across)
     if reason := _elsewhere(baseline, candidate):
         return Row(key, "peak memory", "B", "lower", None, None, None, None, reason)
     if kind is None:
@@ -350,7 +352,8 @@ def _notes(baseline: Run, candidate: Run) -> Iterator[str]:
         yield "the baseline stores float32: against float16 its bytes would be about half"
     for name in ("threads", "repetitions", "warmups"):
         values = [getattr(run.workload, name) for run in (baseline, candidate)]
-        if values[0] != values[1]:
+        on_gpu = any(run.environment.get("tensorrt") for run in (baseline, candidate))
+        if values[0] != values[1] and not (on_gpu and name == "threads"):
             yield f"{name}: {values[0]} against {values[1]}"
     yield from _environment_notes(baseline, candidate)
 

@@ -37,7 +37,6 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cudaGetDeviceProperties": (c_void_p, c_int),
     "cudaRuntimeGetVersion": (POINTER(c_int),),
     "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
-    "cudaDeviceReset": (),
     "cudaGetLastError": (),
     "cudaMalloc": (POINTER(c_void_p), c_size_t),
     "cudaFree": (c_void_p,),
@@ -57,6 +56,11 @@ PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cudaGraphDestroy": (c_void_p,),
     "cudaGraphExecDestroy": (c_void_p,),
 }  # fmt: skip
+# Calls that ask of a device, or of the library, and make no context.
+CONTEXT_FREE = (
+    "cudaGetDeviceCount", "cudaDeviceGetAttribute", "cudaGetDeviceProperties",
+    "cudaRuntimeGetVersion", "cudaGetLastError",
+)  # fmt: skip
 KINDS = {1: ("device", "host"), 2: ("host", "device"), 3: ("device", "device")}
 
 
@@ -77,6 +81,7 @@ class Cudart:
         self.broken: set[int] = set()  # streams whose capture has failed
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.launches = 0
+        self.has_context = False
         self.calls: list[str] = []
         self._next = 1000
 
@@ -124,6 +129,7 @@ class Cudart:
 
         def call(*arguments: Any) -> int:
             self.calls.append(name)
+            self.has_context |= name not in CONTEXT_FREE
             try:
                 function(*arguments)
             except Failure as failure:
@@ -160,9 +166,6 @@ class Cudart:
 
     def cudaMemGetInfo(self, free: Any, total: Any) -> None:  # noqa: N802
         free[0], total[0] = self.total - self.bytes(), self.total
-
-    def cudaDeviceReset(self) -> None:  # noqa: N802
-        self.blocks.clear()
 
     def cudaGetLastError(self) -> None:  # noqa: N802
         pass
@@ -326,6 +329,9 @@ class Engine8(Engine):
     device_memory_size = ACTIVATION_BYTES
 
     def create_execution_context_without_device_memory(self) -> Context:
+        user = self.in_use.get(0)
+        if user is not None and user() is not None and not self.shares_profiles:
+            self.error("Profile 0 has been chosen by another IExecutionContext.")
         return Context8(self)
 
 

@@ -282,6 +282,7 @@ def _seconds(**values: tuple[float, ...]) -> dict[str, Series]:
         ({"series": _seconds(load_seconds=(1.0, 1.0))}, "resumed"),
         ({"environment": {**ENVIRONMENT, "load_average": 2.1}}, "background-load"),
         ({"environment": {**ENVIRONMENT, "cores": 2}}, "fewer-cores-than-threads"),
+        ({"environment": {**ENVIRONMENT, "cores": 2, "tensorrt": "10.3.0"}}, None),
         ({"environment": {**ENVIRONMENT, "governor": "powersave"}}, "governor"),
         ({"environment": {**ENVIRONMENT, "governor": "performance"}}, None),
         ({"golden": {**GOLDEN, "positions_below_margin": 51}}, "golden-mostly-unclear"),

@@ -12,43 +12,14 @@ from typing import Any
 
 import pytest
 
-from slmq_edge.errors import NotFound, SlmqError, Unsupported
+from slmq_edge.errors import NotFound, SlmqError, Unsupported, UsageError
 from slmq_edge.runner import manifest
-from slmq_edge.runner.trt import api, build, cache, memory, outcome
+from slmq_edge.runner.trt import api, cache, memory, outcome
 from tests import fake_builder, trt_bundle
-from tests.fake_builder import Fake
+from tests.trt_bench import NAMES, Bench
 
-NAMES = trt_bundle.recipe().int8
 RELEASES = ("8.5.2", "8.6.1", "10.0.1", "10.3.0", "10.16.2", "11.4.1")
 MIB = 1 << 20
-
-
-class Bench:
-    """A bundle, a fake TensorRT of some release, and what was told on the way."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bundle = trt_bundle.write(folder / "bundle")
-        self.home = self.bundle / cache.ENGINES
-        self.told: list[str] = []
-        self._patch = monkeypatch
-        self.session = trt_bundle.ToySession()
-        engine = types.ModuleType("slmq_edge.runner.trt.engine")
-        engine.open_engine = lambda found: self.session  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "slmq_edge.runner.trt.engine", engine)
-        monkeypatch.setattr(memory, "free", lambda device: None)
-        trt_bundle.pretend(monkeypatch)
-        self.use("10.3.0")
-
-    def use(self, release: str, **fields: Any) -> Fake:
-        self.fake = Fake(release, NAMES, **fields)
-        self._patch.setitem(sys.modules, "tensorrt", self.fake.module)
-        return self.fake
-
-    def build(self, **fields: Any) -> cache.Engine:
-        return build.build(build.Request(self.bundle, **fields), self.told.append)
-
-    def names(self) -> set[str]:
-        return {path.name for path in self.home.iterdir()} if self.home.exists() else set()
 
 
 @pytest.fixture
@@ -114,17 +85,6 @@ def test_only_whole_files_are_left(bench: Bench) -> None:
 def test_the_built_engine_is_the_one_that_is_found(bench: Bench) -> None:
     engine = bench.build()
     assert cache.find(bench.bundle, manifest.read_bundle(bench.bundle)) == engine
-
-
-def test_what_is_there_is_not_built_again(bench: Bench) -> None:
-    first = bench.build()
-    bench.use("10.3.0").fails = True  # would be noticed
-    assert bench.build() == first
-    assert bench.told[-1].endswith("is there already")
-    bench.fake.fails = False
-    again = bench.build(force=True)
-    assert again.key == first.key
-    assert again.sidecar["built_at"] > first.sidecar["built_at"]
 
 
 def test_other_shapes_are_another_engine(bench: Bench) -> None:
@@ -205,21 +165,12 @@ def test_an_opaque_engine_has_no_label(bench: Bench) -> None:
     assert sidecar["scheme_ran"] == "w8a16"
 
 
-# --- golden prompts
-
-
-def test_an_engine_that_computes_something_else_is_not_used(bench: Bench) -> None:
-    bench.session = trt_bundle.ToySession(seed=3)
-    with pytest.raises(SlmqError, match="golden check failed"):
-        bench.build()
-    with pytest.raises(SlmqError, match="is not used: golden check failed"):
-        cache.find(bench.bundle, manifest.read_bundle(bench.bundle))
-    bench.session = trt_bundle.ToySession()
-    engine = bench.build()  # what has failed is built again
-    assert engine.sidecar["golden_error"] is None
-
-
 # --- refusals, before anything is built
+
+
+def test_no_workspace_is_refused(bench: Bench) -> None:
+    with pytest.raises(UsageError, match="--workspace is 0: it must be at least 1 MiB"):
+        bench.build(workspace_mib=0)
 
 
 def test_another_kind_of_bundle_is_refused(bench: Bench) -> None:

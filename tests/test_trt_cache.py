@@ -188,6 +188,12 @@ def test_a_failed_engine_is_not_used(bundle: Path) -> None:
         found(bundle)
 
 
+def test_an_engine_that_passed_is_not_hidden_by_a_larger_that_failed(bundle: Path) -> None:
+    put(bundle, context=256)
+    put(bundle, context=512, golden_error="golden check failed: mean KL is 3")
+    assert found(bundle).sidecar["identity"]["context"] == 256
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_a_damaged_plan_is_refused(bundle: Path, damage: str) -> None:
     plan = bundle / cache.ENGINES / f"{put(bundle)['key']}.plan"

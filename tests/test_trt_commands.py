@@ -114,13 +114,6 @@ def test_old_releases_are_refused() -> None:
         versions.traits(versions.parse("8.4"))
 
 
-@pytest.mark.parametrize(
-    ("release", "dtype"), [("8.5", "int32"), ("8.6", "int32"), ("10.3", "int64"), ("11.0", "int64")]
-)
-def test_indices_are_int32_in_old_engines(release: str, dtype: str) -> None:
-    assert versions.traits(versions.parse(release)).index_dtype == dtype
-
-
 # --- shapes
 
 

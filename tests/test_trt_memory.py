@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slmq_edge.errors import SlmqError
-from slmq_edge.runner.trt import memory
+from slmq_edge.runner.trt import cuda, memory
 from tests import trt_bundle
 
 
@@ -53,13 +53,14 @@ def test_enough_memory_is_enough(free: memory.Free | None) -> None:
     memory.check(_needs(10**9), free)
 
 
-def test_free_memory_is_read(tmp_path: Path) -> None:
+def test_free_memory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "proc").mkdir()
     text = "MemTotal: 8000 kB\nMemAvailable:  5000 kB\nSwapFree: 100 kB\nHugePages_Total: 0\n"
     (tmp_path / "proc" / "meminfo").write_text(text)
     kilo = 1024
     found = memory.free(trt_bundle.ORIN, str(tmp_path))
-    assert found == (5000 * kilo, 100 * kilo, 5000 * kilo, True)
+    assert found == (5000 * kilo, 100 * kilo, 5000 * kilo, True)  # CUDA was not asked
+    monkeypatch.setattr(cuda, "memory", lambda: (77, 99))
     found = memory.free(trt_bundle.H200, str(tmp_path))
-    assert found == (5000 * kilo, 100 * kilo, trt_bundle.H200.memory_free, False)
+    assert found == (5000 * kilo, 100 * kilo, 77, False)
     assert memory.free(trt_bundle.ORIN, str(tmp_path / "nowhere")) is None

@@ -71,7 +71,14 @@ def test_a_machine_is_described(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("release", "expected"),
-    [("35.4.1", "5.1"), ("36.3.0", "6.0"), ("39.2", "7.2"), ("32.7.1", None), (None, None)],
+    [
+        ("35.4.1", "5.1"),
+        ("35.1.0", "5.0.2"),
+        ("36.3.0", "6.0"),
+        ("39.2", "7.2"),
+        ("32.7.1", None),
+        (None, None),
+    ],
 )
 def test_jetpacks(release: str | None, expected: str | None) -> None:
     assert report.jetpack(release) == expected
@@ -169,6 +176,24 @@ def test_of_a_path_only_the_last_part_is_told(
     _bare(monkeypatch)
     (told,) = report.report((), runs=[_run(tmp_path, artifact={"model": name})])["runs"]
     assert told["artifact"]["model"] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/some body/lib/x.so: no", "x.so: no"),
+        ("cannot read '/home/some body/engines/a.plan'", "cannot read 'a.plan'"),
+        ("work/somebody/engines/a.json is none", "a.json is none"),
+        ("../somebody/a.json is none", "a.json is none"),
+        ("~/somebody/a.json is none", "a.json is none"),
+        ("mean KL is 3, 0.5 of 1", "mean KL is 3, 0.5 of 1"),
+    ],
+)
+def test_of_errors_no_folder_is_told(
+    monkeypatch: pytest.MonkeyPatch, text: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/some body")
+    assert report._without_paths(text) == expected
 
 
 # --- as it is typed

@@ -221,6 +221,19 @@ def test_contexts_that_cannot_share_a_profile_capture_nothing(
     assert sharing.facts()["cuda_graph"] == "replayed"
 
 
+def test_a_context_that_gets_no_profile_is_one_line(
+    opened: Callable[..., engine.Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(context: Any, profile_index: int, stream_handle: int) -> bool:
+        context._engine.error(f"profile {profile_index} is odd")
+        raise RuntimeError("Error in set optimization profile async.")
+
+    fake_tensorrt.install(patch=monkeypatch)
+    monkeypatch.setattr(fake_tensorrt.Context, "set_optimization_profile_async", refused)
+    with pytest.raises(SlmqError, match="gives no context a profile: profile 1 is odd"):
+        opened()
+
+
 @pytest.mark.parametrize("release", ["8.5.2", "10.3.0"])
 def test_an_engine_of_one_profile_does_both(
     release: str, opened: Callable[..., engine.Session], monkeypatch: pytest.MonkeyPatch
@@ -300,6 +313,21 @@ def test_too_little_memory_is_one_line(
     assert session.device_memory()["kv"] == 0
 
 
+def test_logits_that_do_not_fit_leave_those_that_do(
+    opened: Callable[..., engine.Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_tensorrt.install(patch=monkeypatch)
+    session = opened()
+    session.prefill(TOKENS[None, :5], 1)
+    before = fake.bytes(), fake.bytes("host")
+    fake.total = fake.bytes()
+    with pytest.raises(SlmqError, match="the GPU has no 0 MB for inputs and outputs"):
+        session.prefill(TOKENS[None, :5])
+    assert (fake.bytes(), fake.bytes("host")) == before
+    logits, _ = session.prefill(TOKENS[None, :5], 1)
+    np.testing.assert_allclose(logits[0], expected()[4:5], atol=1e-4)
+
+
 # --- refusals
 
 
@@ -323,11 +351,10 @@ def test_a_machine_without_cuda_or_gpu_is_refused_in_one_line(
 def test_the_device_is_described(fake: Cudart) -> None:
     fake.cudaMalloc({}, 1000)
     found = cuda.device()
-    assert found._replace(driver=None) == cuda.Device(
-        "Fake Orin", "87", "12.6", None, 1 << 28, (1 << 28) - 1000, False
-    )
-    cuda.release()
-    assert fake.bytes() == 0
+    assert found._replace(driver=None) == cuda.Device("Fake Orin", "87", "12.6", None, False)
+    assert not fake.has_context
+    assert cuda.memory() == ((1 << 28) - 1000, 1 << 28)
+    assert fake.has_context
 
 
 def test_an_engine_of_another_release_is_refused(

@@ -19,8 +19,9 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NAMES = tuple(f"model.layers.0.self_attn.{name}" for name in LINEARS)
 MACS = dict(zip(NAMES, (64, 32, 32, 64), strict=True))
 LIMITS = Shapes(prompt=512, context=512, kept=64)
-ORIN = cuda.Device("Orin", "87", "12.6", None, 8 * 10**9, 6 * 10**9, True)
-H200 = cuda.Device("NVIDIA H200", "90", "12.9", "575.57.08", 141 * 10**9, 139 * 10**9, False)
+ORIN = cuda.Device("Orin", "87", "12.6", None, True)
+H200 = cuda.Device("NVIDIA H200", "90", "12.9", "575.57.08", False)
+FREE, TOTAL = 6 * 10**9, 8 * 10**9  # bytes of the GPU
 
 
 def recipe(**fields: Any) -> Recipe:
@@ -104,6 +105,7 @@ def seal(folder: Path) -> None:
 def pretend(monkeypatch: pytest.MonkeyPatch, device: cuda.Device = ORIN) -> None:
     """Make the machine one with that GPU."""
     monkeypatch.setattr(cuda, "device", lambda: device)
+    monkeypatch.setattr(cuda, "memory", lambda: (FREE, TOTAL))
 
 
 class ToySession:
@@ -113,6 +115,10 @@ class ToySession:
 
     def __init__(self, seed: int = 0) -> None:
         self._weights = toy_graph.weights(seed)
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]:
         found = toy_graph.logits(self._weights, tokens[0])[None]

@@ -98,8 +98,12 @@ def _speed(run: Run) -> list[tuple[str, str]]:
         (f"decode, {work.new_tokens} tokens", _rate(run.decode_rate)),
         ("load", f"{seconds_text(series['load_seconds'].median)} (files cached)"),
         ("repetitions", f"{len(first.values)} after {work.warmups} warm-ups"),
-        ("threads", f"{work.threads} on {run.environment.get('cores')} cores"),
+        *([] if run.environment.get("tensorrt") else [("threads", _threads(run))]),
     ]
+
+
+def _threads(run: Run) -> str:
+    return f"{run.workload.threads} on {run.environment.get('cores')} cores"
 
 
 def _rate(series: Series) -> str:

@@ -80,7 +80,6 @@ class TensorRT:
 
         engine = cache.find(place.folder, place.bundle, place.engines)
         device = cuda.device()
-        cuda.release()
         return {
             "tensorrt": str(versions.module().__version__),
             "gpu": device.name,

@@ -10,6 +10,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
+from slmq_edge.errors import SlmqError
 from slmq_edge.runner.trt.cuda import TO_DEVICE, TO_HOST, Cuda, Memory
 from slmq_edge.runner.trt.rooms import ALIGNMENT
 
@@ -55,7 +56,11 @@ class Logits:
         count = rows * vocab
         self._host = cuda.malloc_host(count * np.dtype(np.float32).itemsize)
         self.rows = _view(self._host, count, "float32").reshape(rows, vocab)
-        self.address = memory.take("io", self.rows.nbytes, PURPOSE)
+        try:
+            self.address = memory.take("io", self.rows.nbytes, PURPOSE)
+        except SlmqError:
+            cuda.free_host(self._host)
+            raise
 
     def fetch(self, count: int, stream: int) -> None:
         size = self.rows[:count].nbytes

@@ -13,13 +13,14 @@ An engine that fails the golden check is kept for the report alone: `cache.find`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
-from slmq_edge.errors import NotFound, SlmqError, Unsupported
+from slmq_edge.errors import NotFound, SlmqError, Unsupported, UsageError
 from slmq_edge.runner import golden, manifest
 from slmq_edge.runner.trt import (
     api,
@@ -82,6 +83,8 @@ def build(request: Request, tell: Tell) -> Engine:
     bundle = manifest.read_bundle(folder)
     if manifest.kind_of(bundle) != manifest.TRT:
         raise Unsupported(f"{folder} is no bundle for TensorRT: slmq-edge export --target trt")
+    if request.workspace_mib < 1:
+        raise UsageError(f"--workspace is {request.workspace_mib}: it must be at least 1 MiB")
     recipe = recipes.read(folder)
     limits = shapes.of(recipe, request.prompt, request.context)
     builder = choose(request.trtexec)
@@ -93,9 +96,9 @@ def build(request: Request, tell: Tell) -> Engine:
     home = cache.folder_of(folder, request.engines)
     there = None if request.force else _there(home, identity, recipe)
     if there is not None:
-        tell(f"{there.plan} is there already")
-        return there
+        return _kept(there, request, bundle, tell)
     manifest.verify(folder, bundle.get("files", {}))
+    _holds_golden(folder, bundle, limits)
     if not request.force:
         needed = memory.needs(recipe, limits, request.workspace_mib)
         memory.check(needed, memory.free(cuda.device()))
@@ -148,6 +151,26 @@ def _there(home: Path, identity: Identity, recipe: Recipe) -> Engine | None:
     return None
 
 
+def _kept(there: Engine, request: Request, bundle: Mapping[str, Any], tell: Tell) -> Engine:
+    """An engine that is there already, and what was not checked of it then."""
+    tell(f"{there.plan} is there already")
+    workspace = there.sidecar.get("workspace_mib")
+    if workspace != request.workspace_mib:
+        tell(f"it was built with --workspace {workspace}: --force builds it anew")
+    if there.sidecar.get("golden") is not None:
+        return there
+    manifest.verify(request.folder, bundle.get("files", {}))
+    return check_golden(there, request.folder, bundle, tell)
+
+
+def _holds_golden(folder: Path, bundle: Mapping[str, Any], limits: Shapes) -> None:
+    """Refuse rooms that the golden prompts and their continuations do not fit into."""
+    arrays = golden.load(golden.golden_file(folder, bundle))
+    needed = arrays["tokens"].shape[1] + arrays["greedy"].shape[1]
+    if limits.context < needed:
+        raise UsageError(f"--context is {limits.context}: the golden prompts take {needed}")
+
+
 def _writable(home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -170,12 +193,12 @@ def _built(
 ) -> Engine:
     home = cache.folder_of(request.folder, request.engines)
     name = cache.key(identity)
-    cache.remove(home, name)
     plan = home / f"{name}.plan"
     how = _by_python if builder.program is None else _by_trtexec
+    with cache.whole(plan) as partial:
+        made = how(request, recipe, limits, builder, partial, tell)
+        cache.remove(home, name)  # one that is there goes when the other is whole, and no sooner
     try:
-        with cache.whole(plan) as partial:
-            made = how(request, recipe, limits, builder, partial, tell)
         _keep_layers(home / f"{name}.layers.json", made.layers)
         document = sidecar.describe(made, bundle, recipe, identity)
         document.update(plan_bytes=plan.stat().st_size, plan_sha256=manifest.sha256(plan))
@@ -247,27 +270,35 @@ def _keep_layers(path: Path, found: Mapping[str, str]) -> None:
 def check_golden(engine: Engine, folder: Path, bundle: Mapping[str, Any], tell: Tell) -> Engine:
     """Run the golden prompts through an engine, and write into its sidecar how that went.
 
-    Where this Python has no TensorRT nothing is checked here, and the sidecar says nothing.
+    Where this Python has no TensorRT, or another than built it, nothing is checked here, and the
+    sidecar says nothing.
 
     Raises:
-        SlmqError: a figure is beyond its limit; the engine will not be found.
+        SlmqError: a figure is beyond its limit, and the engine will not be found; or it cannot be
+            loaded, which says nothing of its figures and is not written down.
     """
     try:
-        versions.module()
+        here = versions.parse(str(versions.module().__version__))
     except NotFound:
         tell("not checked here: this Python has no tensorrt")
+        return engine
+    if str(here) != engine.sidecar["identity"]["tensorrt"]:
+        tell(f"not checked here: this Python has TensorRT {here}")
         return engine
     from slmq_edge.runner.trt.engine import open_engine
 
     tell("checking golden prompts")
     arrays = golden.load(golden.golden_file(folder, bundle))
-    document = dict(engine.sidecar)
+    document, bounds = dict(engine.sidecar), golden.limits(bundle)
+    session = open_engine(engine)
     try:
-        report = golden.check(open_engine(engine), arrays, golden.limits(bundle))
+        report = golden.check(session, arrays, bounds)
         document["golden"] = report._asdict()
     except SlmqError as error:
         document["golden_error"] = str(error)
         raise
     finally:
         cache.save(engine.plan.parent, document)
+        with contextlib.suppress(SlmqError):  # after an error CUDA may only repeat it
+            session.close()
     return engine._replace(sidecar=document)

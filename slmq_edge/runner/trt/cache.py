@@ -105,11 +105,11 @@ def folder_of(bundle: Path, engines: Path | None) -> Path:
 
 
 def find(folder: Path, bundle: Mapping[str, Any], engines: Path | None = None) -> Engine:
-    """The engine of a bundle for this machine; of several, that of the largest room.
+    """The engine of a bundle for this machine; of several that have not failed, the largest room's.
 
     Raises:
         NotFound: there is none, or none of this graph.
-        SlmqError: it was built elsewhere, or has failed its golden check.
+        SlmqError: all were built elsewhere, or have failed their golden check.
         Damaged: it is not what was written.
     """
     home, command = folder_of(folder, engines), BUILD.format(folder)
@@ -124,10 +124,10 @@ def find(folder: Path, bundle: Mapping[str, Any], engines: Path | None = None) -
     own = [one for one in same if not differing(one["identity"], here)]
     if not own:
         raise SlmqError(_elsewhere(same, here, command))
-    best = max(own, key=lambda one: [one["identity"][size] for size in ("context", "prompt")])
-    failed = best.get("golden_error")
-    if failed:
-        raise SlmqError(f"the engine {best['key']} is not used: {failed}")
+    good = [one for one in own if not one.get("golden_error")]
+    if not good:
+        raise SlmqError(f"the engine {own[-1]['key']} is not used: {own[-1]['golden_error']}")
+    best = max(good, key=lambda one: [one["identity"][size] for size in ("context", "prompt")])
     return Engine(checked(home, best), best, read(folder))
 
 

@@ -38,6 +38,7 @@ class Loaded:
         if self.engine is None:
             raise SlmqError(f"TensorRT {trt.__version__} refuses {plan}: {self.words()}")
         self.plan_bytes = plan.stat().st_size
+        self.refusal = ""  # what was said when a context last got no profile
         self.profiles = int(self.engine.num_optimization_profiles)
         self.decode_profile = min(DECODE, self.profiles - 1)
         self.inputs = recipe.inputs
@@ -76,9 +77,11 @@ class Loaded:
             is_set = made.set_optimization_profile_async(profile, stream)
         except RuntimeError:  # what the binding makes of a refusal
             is_set = False
+        # 8.x calls it an error that another context has profile 0; it is none of what follows.
+        said = self.words()
         if is_set:
             return Context(self, made)
-        self.words()  # expected, and no error of what follows
+        self.refusal = said
         return None
 
     def _check_names(self, asked: set[str]) -> None:

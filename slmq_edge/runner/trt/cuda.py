@@ -26,7 +26,6 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cudaDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
     "cudaRuntimeGetVersion": (POINTER(c_int),),
     "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
-    "cudaDeviceReset": (),
     "cudaGetLastError": (),
     "cudaMalloc": (POINTER(c_void_p), c_size_t),
     "cudaFree": (c_void_p,),
@@ -59,7 +58,7 @@ NAME_BYTES, PROPERTIES_BYTES = 256, 1 << 14  # the name comes first; of the rest
 
 
 class Device(NamedTuple):
-    """sm: ``87`` for 8.7. cuda: version of the runtime library. memory in bytes.
+    """sm: ``87`` for 8.7. cuda: version of the runtime library.
 
     integrated: the GPU's memory is the machine's own.
     """
@@ -68,8 +67,6 @@ class Device(NamedTuple):
     sm: str
     cuda: str
     driver: str | None
-    memory_total: int
-    memory_free: int
     integrated: bool
 
 
@@ -265,7 +262,9 @@ def _candidates() -> Iterator[str]:
 
 
 def device() -> Device:
-    """Describe the GPU that CUDA calls the first; see `release` for what asking takes.
+    """Describe the GPU that CUDA calls the first, by calls that make no context there.
+
+    A context takes some hundred MB, and to end it takes whatever else this process has on the GPU.
 
     Raises:
         NotFound: no library, no driver that it can use, or no device.
@@ -282,21 +281,18 @@ def device() -> Device:
         cuda.number("cudaDeviceGetAttribute", attribute, 0)
         for attribute in (MAJOR, MINOR, INTEGRATED)
     )
-    free, total = cuda.memory()
     return Device(
         name=cuda.name(),
         sm=f"{major}{minor}",
         cuda=f"{version // 1000}.{version % 1000 // 10}",
         driver=_driver(),
-        memory_total=total,
-        memory_free=free,
         integrated=bool(integrated),
     )
 
 
-def release() -> None:
-    """Give back what this process holds on the device, for a process that only asked."""
-    load().call("cudaDeviceReset")
+def memory() -> tuple[int, int]:
+    """Bytes of the device, free and in all; this process has a context there from now on."""
+    return load().memory()
 
 
 def _driver() -> str | None:

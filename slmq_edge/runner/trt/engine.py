@@ -46,7 +46,8 @@ class Session:
         self._version = str(trt.__version__)
         self._engine, self._recipe = engine, engine.recipe
         self._cuda = cuda_runtime.load()
-        self._device = cuda_runtime.device()
+        self._integrated = cuda_runtime.device().integrated
+        self._free_before, _ = self._cuda.memory()
         self._memory = cuda_runtime.Memory(self._cuda)
         self._stream = self._cuda.stream()
         self._loaded = Loaded(trt, engine.plan, engine.recipe)
@@ -83,9 +84,9 @@ class Session:
         asked = self._memory.by_part()
         parts = {"engine": self._loaded.plan_bytes}
         parts.update({part: asked.get(part, 0) for part in ("activations", "kv", "io")})
-        if not self._device.integrated:
+        if not self._integrated:
             free, _ = self._cuda.memory()
-            taken = self._device.memory_free - free
+            taken = self._free_before - free
             parts["rest"] = max(0, taken - sum(parts.values()))
         return parts
 
@@ -168,8 +169,9 @@ class Session:
         """A piece of a prompt; of its last ``wanted`` positions the logits [wanted, vocab]."""
         new, kept = len(tokens), max(wanted, 1)  # of one position at least they are computed
         if kept > len(self._logits.rows):
+            larger = self._rows(kept)  # may be refused: those that are there stay usable
             self._logits.free()
-            self._logits = self._rows(kept)
+            self._logits = larger
         arrays = self._inputs.arrays
         arrays[TOKENS][:new] = tokens
         arrays[POSITIONS][:new] = np.arange(cache.length, cache.length + new)
@@ -252,7 +254,7 @@ class Session:
         profile = self._loaded.decode_profile
         first = make(profile) or (prefill if profile == PREFILL else None)
         if prefill is None or first is None:
-            raise SlmqError(f"TensorRT gives no context a profile: {self._loaded.words()}")
+            raise SlmqError(f"TensorRT gives no context a profile: {self._loaded.refusal}")
         return prefill, (first, make(profile) or first)
 
     def _check_inputs(self) -> None:

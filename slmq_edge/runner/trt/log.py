@@ -26,12 +26,13 @@ class Lines:
         self._all: list[str] | None = None
 
     def add(self, severity: int, text: str) -> None:
-        line = " ".join(text.split())
         with self._lock:
             if self._all is not None:
                 self._all.append(text)
-            if severity <= INFO:
-                self._tail.append(f"{LETTERS[severity]} {line}")
+            if severity > INFO:  # a large build's are millions
+                return
+            line = " ".join(text.split())
+            self._tail.append(f"{LETTERS[severity]} {line}")
             if severity <= ERROR:
                 self._errors.append(line)
             elif severity == WARNING and line not in self._warnings:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slmq_edge.errors import SlmqError
+from slmq_edge.runner.trt import cuda
 from slmq_edge.runner.trt.cuda import Device
 from slmq_edge.runner.trt.recipe import Recipe
 from slmq_edge.runner.trt.shapes import Shapes
@@ -65,7 +66,7 @@ def free(device: Device, root: str = "/") -> Free | None:
         return None
     host = kilobytes["MemAvailable"] * 1024
     swap = kilobytes.get("SwapFree", 0) * 1024
-    return Free(host, swap, host if device.integrated else device.memory_free, device.integrated)
+    return Free(host, swap, host if device.integrated else cuda.memory()[0], device.integrated)
 
 
 def check(needed: Needs, there: Free | None) -> None:

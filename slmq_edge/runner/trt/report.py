@@ -8,6 +8,7 @@ name only the last part where it is a path, and of TensorRT's log nothing.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import statistics
@@ -27,6 +28,7 @@ L4T = re.compile(r"# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)")
 # L4T -> JetPack, as NVIDIA's archive has it.
 JETPACKS = {
     "35": "5.1",
+    "35.1": "5.0.2",
     "36.2": "6.0 DP",
     "36.3": "6.0",
     "36.4": "6.1 or 6.2",
@@ -87,6 +89,7 @@ def here(root: str = "/") -> dict[str, Any]:
     program = _or_reason(lambda: trtexec.version(trtexec.find()), "trtexec", missing)
     python = _or_reason(versions.installed, "tensorrt", missing)
     device = _or_reason(cuda.device, "gpu", missing)
+    memory = None if device is None else _or_reason(cuda.memory, "gpu_memory", missing)
     release = l4t(root)
     return {
         "python": platform.python_version(),
@@ -97,7 +100,7 @@ def here(root: str = "/") -> dict[str, Any]:
         "driver": None if device is None else device.driver,
         "gpu": None if device is None else device.name,
         "sm": None if device is None else device.sm,
-        "gpu_memory_bytes": None if device is None else device.memory_total,
+        "gpu_memory_bytes": None if memory is None else memory[1],
         "integrated": None if device is None else device.integrated,
         "board": _text(Path(root) / BOARD),
         "l4t": release,
@@ -201,8 +204,10 @@ def _name(about: Any) -> str | None:
 
 
 def _without_paths(text: str) -> str:
-    """Paths shortened to their last part: what lies above may name a person."""
-    return re.sub(r"(?<!\w)~?(?:/[^\s/:,'\"()]+)+", lambda m: PurePath(m.group()).name, text)
+    """Paths, relative ones too, shortened to their last part: what lies above may name a person."""
+    for home in (str(Path.home()), os.getcwd()):  # they may have blanks
+        text = text.replace(home + "/", "/")
+    return re.sub(r"[^\s/:,;'\"()]*(?:/[^\s/:,;'\"()]+)+", lambda m: PurePath(m.group()).name, text)
 
 
 def _text(path: Path) -> str | None:

@@ -56,13 +56,11 @@ class Traits(NamedTuple):
     explicit_batch: bool
     weak: bool
     strong_flag: bool
-    index_dtype: str  # what the inputs that the graph calls int64 are in an engine
     skip: str
     profiles: bool  # trtexec takes several
     share_profiles: bool  # has to be asked for: several contexts on one profile
     progress: bool
     parser_names: bool
-    inside_myelin: bool
     memory_size: str
 
 
@@ -106,13 +104,11 @@ def traits(version: Version) -> Traits:
         explicit_batch=not ten,
         weak=not ten,
         strong_flag=version.major == 10,
-        index_dtype="int64" if version.is_at_least("9.0") else "int32",
         skip="--skipInference" if version.is_at_least("8.6") else "--buildOnly",
         profiles=version.is_at_least("10.3"),
         share_profiles=version.is_at_least("8.6") and not ten,
         progress=ten,
         parser_names=ten,
-        inside_myelin=ten,
         memory_size=f"device_memory_size{'_v2' if version.is_at_least('10.3') else ''}",
     )
 
