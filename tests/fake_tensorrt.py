@@ -275,6 +275,7 @@ NUMPY = {
 }
 ACTIVATION_BYTES = 4096
 Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
+LayerInformationFormat = enum.Enum("LayerInformationFormat", "ONELINE JSON")
 Strategy = enum.Enum("Strategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED")
 
 
@@ -320,6 +321,9 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self.document["profiles"][profile_index][name]]
 
+    def create_engine_inspector(self) -> Any:
+        return Inspector(self.document)
+
     def error(self, text: str) -> bool:
         self.logger.log(Severity.ERROR, text)
         return False
@@ -337,8 +341,10 @@ class Engine8(Engine):
 
 class Engine10(Engine):
     def create_execution_context(self, strategy: Any = Strategy.STATIC) -> Context:
-        assert strategy is Strategy.USER_MANAGED, "the only one that these tests use"
+        assert strategy in (Strategy.USER_MANAGED, Strategy.STATIC), "STATIC to look into it"
         return Context10(self)
+
+    device_memory_size_v2 = ACTIVATION_BYTES
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         return ACTIVATION_BYTES // (1 + profile_index)
@@ -347,6 +353,22 @@ class Engine10(Engine):
     def device_memory_size(self) -> int:
         warnings.warn("Deprecated in TensorRT 10.1", DeprecationWarning, stacklevel=2)
         return ACTIVATION_BYTES
+
+
+class Inspector:
+    """Tells that the plan's ``products`` are of int8, once a context has all its shapes."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._names: list[str] = document.get("products", [])
+        self.execution_context: Any = None
+
+    def get_engine_information(self, kind: Any) -> str:
+        from tests import fake_builder
+
+        assert kind is LayerInformationFormat.JSON
+        context = self.execution_context
+        assert context.has_shapes(), "without shapes there are no types"
+        return fake_builder.layer_information(context.profile, self._names)
 
 
 class Context:
@@ -358,6 +380,13 @@ class Context:
         self._addresses: dict[str, int] = {}
         self._flushed = False
         self._changes = 0
+
+    @property
+    def profile(self) -> int:
+        return self._profile or 0
+
+    def has_shapes(self) -> bool:
+        return set(self._shapes) == set(self._engine.ports)
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         user = self._engine.in_use.get(profile_index)
@@ -477,7 +506,7 @@ def module(version: str, cuda: Cudart) -> types.ModuleType:
 
     made.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
     made.__version__, made.ILogger, made.Runtime = version, ILogger, Runtime
-    made.DataType = DataType
+    made.DataType, made.LayerInformationFormat = DataType, LayerInformationFormat
     if ten:
         made.ExecutionContextAllocationStrategy = Strategy
     return made

@@ -267,11 +267,27 @@ def _keep_layers(path: Path, found: Mapping[str, str]) -> None:
         partial.write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
 
 
+def _looked_into(engine: Engine, version: Version, bundle: Mapping[str, Any], tell: Tell) -> Engine:
+    """The engine, its sidecar telling what became of the products for usual shapes."""
+    document = dict(engine.sidecar)
+    if document["with_shapes"]:
+        return engine
+    tell("looking at the layers")
+    limits = Shapes(*(document["identity"][name] for name in Shapes._fields))
+    found = api.inspect(version, engine.recipe, engine.plan.read_bytes(), limits)
+    made = Made(found.layers, document["profiles"], found.activation_bytes, document["seconds"], ())
+    _keep_layers(engine.plan.with_suffix(".layers.json"), made.layers)
+    document.update(sidecar.seen(made, bundle, engine.recipe))
+    cache.save(engine.plan.parent, document)
+    return engine._replace(sidecar=document)
+
+
 def check_golden(engine: Engine, folder: Path, bundle: Mapping[str, Any], tell: Tell) -> Engine:
     """Run the golden prompts through an engine, and write into its sidecar how that went.
 
-    Where this Python has no TensorRT, or another than built it, nothing is checked here, and the
-    sidecar says nothing.
+    Before that it is looked into where trtexec could not: TensorRT tells types only with shapes,
+    and trtexec tells of layers without. Where this Python has no TensorRT, or another than built
+    it, nothing is checked here, and the sidecar says nothing.
 
     Raises:
         SlmqError: a figure is beyond its limit, and the engine will not be found; or it cannot be
@@ -287,6 +303,7 @@ def check_golden(engine: Engine, folder: Path, bundle: Mapping[str, Any], tell: 
         return engine
     from slmq_edge.runner.trt.engine import open_engine
 
+    engine = _looked_into(engine, here, bundle, tell)
     tell("checking golden prompts")
     arrays = golden.load(golden.golden_file(folder, bundle))
     document, bounds = dict(engine.sidecar), golden.limits(bundle)

@@ -1,10 +1,11 @@
 """What an engine's sidecar says: what it was built of and on, and what came of it.
 
 ``int8_missing`` names the products that were to be int8 by int8 and are not, or of which TensorRT
-does not tell; ``int8_reasons`` says why. ``scheme_ran`` is what is left, by the rule of every
-bundle: a scheme gives its name to an engine that runs at least 95 % of the multiply-adds of the
-blocks' linears by it; otherwise it is ``mixed``. ``golden`` is the report of the check that
-followed, ``golden_error`` why it failed; both are null where it has not been made.
+does not tell; ``int8_reasons`` says why; ``with_shapes``, whether it was asked with shapes, without
+which it tells no types. ``scheme_ran`` is what is left, by the rule of every bundle: a scheme gives
+its name to an engine that runs at least 95 % of the multiply-adds of the blocks' linears by it;
+otherwise it is ``mixed``. ``golden`` is the report of the check that followed, ``golden_error`` why
+it failed; both are null where it has not been made.
 """
 
 from __future__ import annotations
@@ -42,9 +43,6 @@ def describe(
     identity: Identity,
 ) -> dict[str, Any]:
     """The document of ``<key>.json``, but for the plan's size and digest."""
-    found = layers.informations(made.layers, made.profiles)
-    verdict = layers.verify(found, recipe.int8)
-    ran = scheme_ran(bundle, verdict.missing)
     return {
         "format": cache.FORMAT,
         "version": cache.VERSION,
@@ -54,6 +52,21 @@ def describe(
         "built_at": time.time(),
         "profiles": list(made.profiles),
         "seconds": made.seconds,
+        **seen(made, bundle, recipe),
+        "warnings": list(log.LINES.warnings)[:WARNINGS_KEPT],
+        "log": list(made.tail),
+        "golden": None,
+        "golden_error": None,
+    }
+
+
+def seen(made: Made, bundle: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The fields that say what TensorRT made of the products, by its layer information."""
+    found = layers.informations(made.layers, made.profiles)
+    verdict = layers.verify(found, recipe.int8)
+    ran = scheme_ran(bundle, verdict.missing)
+    return {
+        "with_shapes": layers.ENGINE not in made.layers,
         "activation_bytes": made.activation_bytes,
         "layers": {one.profile: one.layers for one in found},
         "products": {one.profile: layers.types(one) for one in found},
@@ -62,10 +75,6 @@ def describe(
         "int8_reasons": dict(verdict.missing),
         "scheme_ran": ran.scheme,
         "int8_gemm_share": ran.int8_share,
-        "warnings": list(log.LINES.warnings)[:WARNINGS_KEPT],
-        "log": list(made.tail),
-        "golden": None,
-        "golden_error": None,
     }
 
 
