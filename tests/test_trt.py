@@ -260,6 +260,18 @@ def test_what_it_can_is_not(name: str) -> None:
     check_scheme(SCHEMES[name], ON_TENSORRT)
 
 
+def test_the_report_tells_what_was_asked_and_not_what_became_of_it(tmp_path: Path) -> None:
+    wanted = in_words({"name": "w8a8", "weights": "asymmetric", "activations": "asymmetric"})
+    checkpoint = rounded(random_llama(), wanted)
+    checkpoint.integers["model.layers.0.mlp.up_proj"].zero[:] = 100  # type: ignore[index]
+    found = export(checkpoint, tmp_path / "bundle", ON_TENSORRT)["lowering"]
+    assert len(found["changes"]) == 2
+    for row in found["linears"][:-1]:
+        assert row["asked_weights"] == "int8 per channel, asymmetric"
+        assert row["asked_activations"] == "int8 per token, asymmetric"
+        assert row["activation_mode"] == "per token, dynamic, symmetric"
+
+
 def test_blocks_that_do_not_divide_a_row_are_refused() -> None:
     shape = models.read_anatomy(shared("configs/SmolLM-135M"))
     limits.check_widths(SCHEMES["w4a16-g64"], shape, "trt")

@@ -62,7 +62,7 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
     graph.save(written.model, folder / TRT_GRAPH)
     sizes = graph.tensor_bytes(written.model)
     form = Form(FLOAT16, linears.OPERATOR, "int8", ATTENTION, opset)
-    report = lowering(written.multiplications, checkpoint, form, changes)
+    report = lowering(written.multiplications, checkpoint, form, changes, scheme)
     recipe = Recipe(
         opset=opset,
         tensorrt=limits.TENSORRTS[runtime],
