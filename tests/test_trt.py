@@ -265,6 +265,8 @@ def test_a_bundle_says_what_is_in_it(bundle: Path) -> None:
     assert change["mean_kl"] > 0
     assert document["verified"]["graphs"] == ["trt/model.onnx"]
     assert not (bundle / "ort").exists()
+    title = (bundle / "MODEL_CARD.md").read_text().splitlines()[0]
+    assert title.endswith(", w4a8 (4-bit numerics, 8-bit storage) by none")
     assert "trt/build.sh" in document["files"]
     done = subprocess.run(["sh", "-n", bundle / "trt" / "build.sh"], check=False)
     assert done.returncode == 0
