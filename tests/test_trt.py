@@ -237,6 +237,14 @@ def test_an_export_with_an_error_in_the_lint_is_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_model_that_is_too_large_for_float16_is_said_to_be(tmp_path: Path) -> None:
+    checkpoint = rounded(random_qwen2(), scheme("w8a8"))
+    checkpoint.integers["model.layers.1.mlp.down_proj"].scale[:] *= 1e5
+    with pytest.raises(Unsupported, match=r"infinite or NaN in float16.*leave --target out"):
+        export(checkpoint, tmp_path / "bundle", ON_TENSORRT)
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trt") / "bundle"
