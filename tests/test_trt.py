@@ -16,6 +16,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from slmq_edge import checkpoint as checkpoints
 from slmq_edge import models
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.errors import Damaged, Unsupported, UsageError
@@ -340,6 +341,17 @@ def test_without_our_session_options_it_is_another_model(bundle: Path) -> None:
         for options in (SESSION_OPTIONS, {})
     )
     assert kl_divergence(ours, theirs).mean() > 1e-3
+
+
+def test_a_checkpoint_is_refused_by_its_manifest_before_its_weights_are_read(
+    tmp_path: Path,
+) -> None:
+    checkpoints.save(rounded(random_qwen2(), SCHEMES["w4a16"]), tmp_path / "made")
+    (tmp_path / "made" / checkpoints.WEIGHTS).write_bytes(b"of no use")
+    done = slmq("export", "made", "--target", "trt", "-o", "b", cwd=tmp_path)
+    assert_one_line(done, 1, "int4 weights without blocks")
+    done = slmq("export", "made", "--target", "trt", "--activation-mode", "x", cwd=tmp_path)
+    assert_one_line(done, 2, "unknown activation mode 'x'")
 
 
 def test_the_command_line_makes_one_of_a_checkpoint(tmp_path: Path) -> None:
