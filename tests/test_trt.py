@@ -127,7 +127,7 @@ def test_older_tensorrt_reads_an_older_graph_of_the_same_numbers(
     assert model.opset_imports == {"": opset}
     assert model.ir_version == graph.IR_VERSIONS[opset] < 10
     assert {node.op_type for node in model.graph} <= STANDARD
-    # Whose start and end TensorRT 8 would leave out of account.
+    # Whose start and end TensorRT 8.4's parser leaves out of account.
     assert not any(node.attributes for node in model.graph if node.op_type == "Shape")
     out = running(model, tmp_path).prefill(text[:1].numpy())[0]
     (tmp_path / "newer").mkdir()
