@@ -17,9 +17,9 @@ ACTIVATION_MODES = ("pertoken", "static")
 class Wanted:
     """What a bundle is for.
 
-    target: one of ``TARGETS``. runtime: of ``limits.RUNTIMES[target]``, ``None``: the oldest that
-    can run the scheme. activation_mode: of ``ACTIVATION_MODES``, for TensorRT alone; ``None``: the
-    scheme's.
+    target: one of ``TARGETS``. runtime: of ``limits.RUNTIMES[target]``, ``None``: what
+    ``limits.needed_runtime`` says. activation_mode: of ``ACTIVATION_MODES``, for TensorRT alone;
+    ``None``: the scheme's.
     """
 
     target: str = "ort"

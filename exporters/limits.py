@@ -23,7 +23,7 @@ LEAST_BLOCK, MOST_BLOCK, ROW_BLOCK = 16, 256, 128
 def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> None:
     """Refuse a scheme that a target cannot express; online rotations both always can.
 
-    runtime: one of the target's ``RUNTIMES``; ``None``: the oldest that can. target: one of
+    runtime: one of the target's ``RUNTIMES``; ``None``: that of `needed_runtime`. target: one of
     ``TARGETS``.
 
     Raises:
@@ -215,6 +215,8 @@ def _on_tensorrt(scheme: Scheme) -> Iterable[str | None]:
             "groups of weights beside rounded activations, since its integer product takes one "
             f"scale a channel: use {scheme.name.partition('-')[0]}, or w4a16-g{weights.group}"
         )
+    if activations is None and weights is not None and weights.bits == 8 and weights.group:
+        yield "int8 weights in groups, which it takes only by channel; use w8a16"
     if activations is None and weights is not None and weights.bits == 4:
         if weights.group not in INT4_BLOCKS:
             yield "int4 weights without blocks of inputs; use w4a16-g32, w4a16-g64 or w4a16-g128"
@@ -223,14 +225,14 @@ def _on_tensorrt(scheme: Scheme) -> Iterable[str | None]:
     if scheme.kv is not None:
         yield "rounded keys and values, since its caches hold floats; use --kv 16"
     if scheme.head is not None and scheme.head.bits == 4:
-        yield "an int4 lm_head, since its table is looked up in too; use --lm-head int8"
+        yield "an int4 lm_head, which is int8 or float there; use --lm-head int8"
 
 
-def activation_mode(scheme: Scheme, asked: str | None, target: str = "trt") -> str | None:
-    """How TensorRT rounds activations: as asked, or as the scheme does; ``None``: it does not.
+def check_mode(asked: str | None, target: str = "trt") -> None:
+    """Refuse a name that is none of ``ACTIVATION_MODES``, or any where a target has no modes.
 
     Raises:
-        UsageError: no such mode, or nothing that it could be of.
+        UsageError: guesses what was meant.
     """
     if asked is not None and asked not in ACTIVATION_MODES:
         raise UsageError(unknown("activation mode", asked, ACTIVATION_MODES))
@@ -239,6 +241,15 @@ def activation_mode(scheme: Scheme, asked: str | None, target: str = "trt") -> s
             f"--activation-mode is how --target trt rounds activations: for {target} say "
             "--activation-scale token or tensor when quantizing"
         )
+
+
+def activation_mode(scheme: Scheme, asked: str | None, target: str = "trt") -> str | None:
+    """How TensorRT rounds activations: as asked, or as the scheme does; ``None``: it does not.
+
+    Raises:
+        UsageError: no such mode, or nothing that it could be of.
+    """
+    check_mode(asked, target)
     if scheme.activations is None:
         if asked is not None:
             raise UsageError(

@@ -14,7 +14,7 @@ from slmq_edge.exporters import linears, rows
 from slmq_edge.exporters.graph import IR_VERSIONS, OPSET, Floats
 from slmq_edge.exporters.limits import is_in_blocks
 from slmq_edge.exporters.rows import Multiplication, Row
-from slmq_edge.scheme import Grid
+from slmq_edge.scheme import Grid, Scheme
 
 LONGEST_ROTARY_TABLE = 32768
 # Of the multiply-adds by the blocks' linears, what must run as a scheme says to be called by it.
@@ -92,9 +92,14 @@ def lowering(
     checkpoint: Checkpoint,
     form: Form,
     changes: tuple[Change, ...] = (),
+    asked: Scheme | None = None,
 ) -> Lowering:
-    """Sum up the multiplications that were written (attention's own products are not counted)."""
+    """Sum up the multiplications that were written (attention's own products are not counted).
+
+    checkpoint: as it runs. asked: the scheme that was asked for, where ``changes`` made it another.
+    """
     shape, scheme, floats = checkpoint.anatomy, checkpoint.scheme, form.floats
+    asked = asked or scheme
     blocks = [one for one in multiplications if one.part == "linear"]
     (head,) = (one for one in multiplications if one.part == "head")
     integer = [one for one in multiplications if one.is_integer]
@@ -120,7 +125,7 @@ def lowering(
         opset=form.opset,
         ir_version=IR_VERSIONS[form.opset],
         context_length=context_length(shape),
-        linears=tuple(rows.row(one, scheme, shape.tied) for one in multiplications),
+        linears=tuple(rows.row(one, asked, scheme, shape.tied) for one in multiplications),
         changes=changes,
     )
 

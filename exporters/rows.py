@@ -83,22 +83,23 @@ class Row:
     macs_per_token: int
 
 
-def row(one: Multiplication, scheme: Scheme, tied: bool) -> Row:
-    """What ``scheme`` asked of a multiplication, and what became of it."""
-    asked = {"linear": scheme.weights, "head": scheme.lm_head(tied), "rotation": None}
-    inputs = scheme.input_grid(one.name) if asked[one.part] is not None else None
+def row(one: Multiplication, asked: Scheme, ran: Scheme, tied: bool) -> Row:
+    """What a scheme asked of a multiplication, and what became of it in the one that ran."""
+    grids = {"linear": asked.weights, "head": asked.lm_head(tied), "rotation": None}
+    inputs = asked.input_grid(one.name) if grids[one.part] is not None else None
+    rounded = ran.input_grid(one.name) if one.is_integer else None
     is_rotation = one.part == "rotation"
     return Row(
         name=one.name,
         part=one.part,
-        asked_weights=None if is_rotation else words_of(asked[one.part], one.floats),
+        asked_weights=None if is_rotation else words_of(grids[one.part], one.floats),
         asked_activations=None if is_rotation else words_of(inputs, one.floats),
         scheme=one.scheme,
         operator=one.operator,
         integer=one.is_integer,
         storage_bits=one.bits,
         memory_bits=one.memory_bits,
-        activation_mode=activation_mode(inputs if one.is_integer else None, scheme, one.floats),
+        activation_mode=activation_mode(rounded, ran, one.floats),
         exact=one.exact if one.is_integer else None,
         macs_per_token=one.macs_per_token,
     )

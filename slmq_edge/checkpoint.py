@@ -214,6 +214,23 @@ def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, A
     return manifest
 
 
+def described(folder: Path) -> tuple[Anatomy, Scheme]:
+    """What a checkpoint is of, by its manifest alone: in no time, whatever its size.
+
+    Raises:
+        NotFound, Damaged: not a checkpoint, or a manifest that does not describe one.
+    """
+    manifest = read_manifest(folder, CHECKPOINT_FILE, FORMAT, VERSION)
+    try:
+        return Anatomy.from_json(manifest["anatomy"]), Scheme.from_json(manifest["scheme"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _undescribed(folder, error) from error
+
+
+def _undescribed(folder: Path, error: Exception) -> Damaged:
+    return Damaged(f"{folder / CHECKPOINT_FILE} does not describe a checkpoint: {error}")
+
+
 def load(folder: Path) -> Checkpoint:
     """Read a checkpoint folder, every file checked against its sha256.
 
@@ -227,9 +244,7 @@ def load(folder: Path) -> Checkpoint:
         verify(folder, manifest["files"])
         return _assembled(folder, manifest, load_tensors(folder / WEIGHTS))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(
-            f"{folder / CHECKPOINT_FILE} does not describe a checkpoint: {error}"
-        ) from error
+        raise _undescribed(folder, error) from error
 
 
 def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tensor]) -> Checkpoint:

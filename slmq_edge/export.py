@@ -12,7 +12,7 @@ from slmq_edge import __version__
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
 from slmq_edge.exporters import ON_ONNXRUNTIME, TARGETS, Wanted
-from slmq_edge.exporters.limits import check_runtime
+from slmq_edge.exporters.limits import check_mode, check_runtime
 from slmq_edge.files import describe, new_folder
 from slmq_edge.runner.manifest import BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION, TRT
 
@@ -29,10 +29,11 @@ Progress = Callable[[float, str], None]
 
 
 def check_target(wanted: Wanted) -> None:
-    """Refuse an unknown target or runtime, or missing packages, before any work starts."""
+    """Refuse an unknown target, runtime or mode, or missing packages, before any work starts."""
     if wanted.target not in TARGETS:
         raise UsageError(unknown("target", wanted.target, tuple(TARGETS)))
     check_runtime(wanted.runtime, wanted.target)
+    check_mode(wanted.activation_mode, wanted.target)
     try:
         import onnx_ir  # noqa: F401  only asked whether it is there
     except ImportError as error:

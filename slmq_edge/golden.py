@@ -20,6 +20,7 @@ from slmq_edge.anatomy import Anatomy
 from slmq_edge.builtin import world
 from slmq_edge.calibration import PROMPTS, Size, Text, cut
 from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.errors import Unsupported
 from slmq_edge.runner.memory import return_memory
 from slmq_edge.simulation import Simulation, token_log_probabilities
 
@@ -88,7 +89,7 @@ def record(
     """Run the simulation on the golden prompts, and measure its own noise in ``floats``.
 
     drafting: makes what guesses greedy continuations, which the simulation corrects: it decides
-    nothing but how long that takes, and is not held longer.
+    nothing but how long that takes, and is not held longer. Raises what `measure_noise` does.
 
     The prompts are cut from the calibration text, which the model is expected to know; where there
     was none, from English sentences that the built-in world makes for evaluation; and without a
@@ -120,7 +121,12 @@ def record(
 
 
 def measure_noise(checkpoint: Checkpoint, simulation: Simulation, texts: Tensor) -> Noise:
-    """Run the simulation in both precisions over ``texts`` int64 [windows, length]."""
+    """Run the simulation in both precisions over ``texts`` int64 [windows, length].
+
+    Raises:
+        Unsupported: in the artifact's floats it becomes infinite or NaN. That is said here, since
+            the graph need not where it is checked: onnxruntime 1.23.2 on a CPU stays finite.
+    """
     exact = Simulation(checkpoint, torch.float64)
     half = texts.shape[1] // 2
     largest, divergence, difference = 0.0, 0.0, 0.0
@@ -137,12 +143,22 @@ def measure_noise(checkpoint: Checkpoint, simulation: Simulation, texts: Tensor)
                 for reference, other, targets in zip(*parts, strict=True)
             ]
             kl, moved, furthest = torch.cat(pieces, dim=1)
+            if not furthest.isfinite().all():
+                raise Unsupported(_overflow(hidden[1].dtype))
             kls.append(kl[half - 1 :])
             moves.append(moved[half - 1 : -1])
             largest = max(largest, furthest.max().item())
         divergence = max(divergence, torch.stack(kls).mean().item())
         difference = max(difference, torch.stack(moves).mean().abs().item())
     return Noise(largest, divergence, difference, texts.numel())
+
+
+def _overflow(floats: torch.dtype) -> str:
+    name = str(floats).removeprefix("torch.")
+    advice = "the model is damaged, or was quantized beyond use"
+    if floats == torch.float16:
+        advice = "leave --target out, for a graph of float32"
+    return f"the model's activations become infinite or NaN in {name}: {advice}"
 
 
 def _distances(reference: Tensor, other: Tensor, targets: Tensor) -> Tensor:

@@ -303,6 +303,15 @@ def test_every_rule_is_in_the_documentation() -> None:
     assert rows == {str(number): name for number, (name, _) in RULES.items()}
 
 
+def test_without_nvidias_compiler_nothing_is_read_first(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "tensorrt_rtx.py").write_text("raise ImportError('not installed')")
+    paths = os.pathsep.join(map(str, (tmp_path / "path", ROOT)))
+    done = slmq("lint", bundle.name, "--compile", cwd=bundle.parent, PYTHONPATH=paths)
+    assert_one_line(done, 1, "tensorrt_rtx is not installed", "slmq-edge[trt-check]")
+    assert done.stdout == ""
+
+
 def test_without_onnx_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "onnx_ir.py").write_text("raise ImportError('not installed')")

@@ -78,6 +78,13 @@ def slices(computed: bool) -> Net:
     return net
 
 
+def lengths(opset: int, **part: int) -> Net:
+    net = Net(opset)
+    net.input("x", HALF, [4, 4])
+    net.output(net.op("Shape", "x", name="node", **part), INT64)
+    return net
+
+
 def uint8_inside(to: int) -> Net:
     net = Net()
     net.cast(net.cast(net.input("x", HALF, [4]), to, "node"), HALF, "y")
@@ -338,6 +345,8 @@ ROWS = (
     Row(1, W, "", of(opset=20), of(opset=21)),
     Row(1, E, "node", one_operator("Gelu", [[4]], opset=20), one_operator("Swish", [[4]]), "11.x"),
     Row(1, E, "node", made(lambda: slices(False)), made(lambda: slices(True)), "8.6"),
+    Row(1, E, "node", made(lambda: lengths(17)), made(lambda: lengths(17, start=1, end=2)), "8.6"),
+    Row(1, W, "node", made(lambda: lengths(19)), made(lambda: lengths(19, start=1)), "10.3"),
     Row(1, E, "x0", one_operator("Neg", [[4]], opset=17),
         one_operator("Neg", [[4]], 16, 17), "8.6"),
     Row(1, W, "x0", one_operator("Neg", [[4]]), one_operator("Neg", [[4]], 11)),

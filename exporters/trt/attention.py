@@ -110,7 +110,9 @@ class Attention:
         build = self._build
         first_axis, columns = build.constant([0], np.int64), build.constant([1], np.int64)
         table = build.weight(np.arange(context_length, dtype=np.float32), "rooms.slots_table")
-        room = build.op("Shape", past.key, name="rooms.length", start=2, end=3)
+        # Of the whole shape: the parser of TensorRT 8.4 does not look at Shape's start and end.
+        sizes = build.op("Shape", past.key, name="rooms.shape")
+        room = build.op("Gather", sizes, build.constant([2], np.int64), name="rooms.length")
         slots = build.op("Slice", table, first_axis, room, first_axis, name="rooms.slots")
         positions = build.op("Cast", position_ids, name="rooms.positions", to=ir.DataType.FLOAT)
         first = self._end(positions, "ReduceMin", "rooms.first")

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from slmq_edge import golden, parts
 from slmq_edge.checkpoint import Checkpoint
+from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import Wanted, graph, limits
 from slmq_edge.exporters.bundle import Written
 from slmq_edge.exporters.graph import FLOAT16
 from slmq_edge.exporters.lowering import Form, lowering
 from slmq_edge.exporters.trt import decoder, linears, lint
-from slmq_edge.exporters.trt.convert import MEASURED, convert
+from slmq_edge.exporters.trt.convert import MEASURED, convert, finds_ranges
 from slmq_edge.runner.manifest import TRT, TRT_GRAPH, TRT_RECIPE
 from slmq_edge.runner.trt import commands
 from slmq_edge.runner.trt.recipe import Port, Recipe
@@ -38,15 +39,22 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
     """Write ``trt/``: the graph of what TensorRT can express of a checkpoint, and its recipe.
 
     Raises:
-        Unsupported: it cannot express the scheme, nor what is nearest to it; or the lint finds an
-            error in the graph, for one of the releases that it is for.
-        SlmqError: an activation is infinite or NaN.
+        Unsupported: it cannot express the scheme, nor what is nearest to it; there is no text to
+            find ranges on; or the lint finds an error in the graph, for one of the releases that it
+            is for.
+        SlmqError: an activation is infinite or NaN, or the text is too short.
     """
     (folder / TRT).mkdir()
     scheme = checkpoint.scheme
     limits.check(scheme, wanted.runtime, TRT)
     limits.check_widths(scheme, checkpoint.anatomy, TRT)
     mode = limits.activation_mode(scheme, wanted.activation_mode)
+    has_text = checkpoint.prompts is not None or "tokenizer.json" in checkpoint.extras
+    if finds_ranges(scheme, mode) and not has_text:
+        raise Unsupported(
+            "--activation-mode static finds ranges on text, and there is neither calibration text "
+            "nor a tokenizer in what is exported: use --activation-mode pertoken"
+        )
 
     @cache
     def text() -> Tensor:
@@ -62,7 +70,7 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
     graph.save(written.model, folder / TRT_GRAPH)
     sizes = graph.tensor_bytes(written.model)
     form = Form(FLOAT16, linears.OPERATOR, "int8", ATTENTION, opset)
-    report = lowering(written.multiplications, checkpoint, form, changes)
+    report = lowering(written.multiplications, checkpoint, form, changes, scheme)
     recipe = Recipe(
         opset=opset,
         tensorrt=limits.TENSORRTS[runtime],

@@ -82,7 +82,7 @@ def compile_graph(graph: Path, recipe: Recipe) -> Compiled:
     Raises:
         MissingExtra: the package is not installed.
     """
-    rtx = _loaded()
+    rtx = loaded()
     logger = log.logger(rtx)
     log.LINES.clear()
     builder = rtx.Builder(logger)
@@ -158,7 +158,12 @@ def _types(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"Datatype: (\w+)", text))
 
 
-def _loaded() -> Any:
+def loaded() -> Any:
+    """TensorRT-RTX's module.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
     try:
         import tensorrt_rtx
     except ImportError as error:

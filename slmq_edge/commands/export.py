@@ -115,13 +115,18 @@ def _export_model(
 def _export_checkpoint(
     folder: Path, destination: Path, wanted: Wanted, force: bool
 ) -> dict[str, Any]:
-    from slmq_edge.checkpoint import load
+    from slmq_edge.checkpoint import described, load
     from slmq_edge.commands.progress import bar
+    from slmq_edge.export import check_scheme
     from slmq_edge.export import export as write
+    from slmq_edge.exporters.limits import check_widths
     from slmq_edge.files import check_not_input, check_output, check_space, folder_bytes
 
     check_output(destination, force, folder=True)
     check_not_input(destination, folder)
+    shape, scheme = described(folder)
+    check_scheme(scheme, wanted)
+    check_widths(scheme, shape, wanted.target)
     check_space(destination, folder_bytes(folder))
     with bar("reading the checkpoint") as progress:
         return write(load(folder), destination, wanted, force, progress, keep=False)

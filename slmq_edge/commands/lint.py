@@ -55,18 +55,19 @@ def lint(
     from slmq_edge.reports import lint as report
 
     try:
+        from slmq_edge.exporters.trt import nvidia
         from slmq_edge.exporters.trt.lint.bundle import lint_all
     except ImportError as error:
         raise MissingExtra("onnx-ir", "onnx") from error
 
     if compile_it and source.is_file():
         raise UsageError(f"--compile is of bundles: {source} says nowhere what is to be int8")
+    if compile_it:
+        nvidia.loaded()
     found = lint_all(source, tensorrt)
     write = report.to_json if json else report.terminal
     typer.echo(write(str(found.graph), found.findings), nl=False)
     if found.refusal is not None:
         raise Unsupported(found.refusal)
     if compile_it and found.recipe is not None:
-        from slmq_edge.exporters.trt import nvidia
-
         typer.echo(report.compiled(nvidia.check(found.graph, found.recipe)), err=json)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slmq_edge.reports.format import share_text
-from slmq_edge.reports.made import changes_text, scheme_text
+from slmq_edge.reports.made import changes_text, ran_text
 from slmq_edge.runner.manifest import TRT
 
 FILE = "MODEL_CARD.md"
@@ -25,7 +25,7 @@ def card(manifest: Mapping[str, Any], texts: tuple[str, ...] = ()) -> str:
         "Checked": _checked(manifest),
         "Make it again": _again(manifest),
     }
-    lines = [f"# {name}, {lowering['scheme_ran']} by {manifest['method']}", ""]
+    lines = [f"# {name}, {ran_text(lowering)} by {manifest['method']}", ""]
     for title, said in sections.items():
         lines += [f"## {title}", "", *said, ""]
     return "\n".join([*lines, f"Written by {manifest['created_by']}."]) + "\n"
@@ -52,7 +52,7 @@ def _how(manifest: Mapping[str, Any]) -> list[str]:
     method = f"{manifest['method']}, preset {preset}" if preset else manifest["method"]
     lines = [
         f"- Method: {method}. Scheme: {manifest['scheme_requested']} asked, "
-        f"{scheme_text(lowering)} executed.",
+        f"{ran_text(lowering)} executed.",
         f"- Weights: {lowering['weights']}. Activations: {lowering['activation_mode']}. "
         f"lm_head: {lowering['lm_head']}. KV cache: {lowering['kv_cache']}.",
         f"- Multiply-adds by weights between integers: {share_text(lowering['int8_gemm_share'])}.",

@@ -19,6 +19,7 @@ from slmq_edge.reports.format import (
     bytes_text,
     count_text,
     rate_text,
+    scheme_text,
     seconds_text,
     share_text,
 )
@@ -139,7 +140,7 @@ def what_ran(run: Run) -> dict[str, str]:
     return {
         "model": ran.model,
         "method": ran.method,
-        "scheme": f"{asked}{ran.scheme_ran}",
+        "scheme": f"{asked}{scheme_text(ran.scheme_ran, ran.weight_storage_bits)}",
         "work in INT8": share_text(ran.int8_gemm_share),
         "bits stored": ", ".join(f"{part} {b}" for part, b in ran.weight_storage_bits.items()),
         **_grids(run),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 UNKNOWN = "n/a"
 
 
@@ -47,3 +49,11 @@ def _three_digits(value: float) -> str:
     size = abs(value)
     decimals = 2 if size < 9.995 else 1 if size < 99.95 else 0
     return f"{value:.{decimals}f}"
+
+
+def scheme_text(ran: str, stored_bits: Mapping[str, int]) -> str:
+    """The scheme that runs; and what holds its weights, where that has more bits than they."""
+    stored = stored_bits.get("linears", 0)
+    if ran.startswith("w4") and stored > 4:
+        return f"{ran} (4-bit numerics, {stored}-bit storage)"
+    return ran

@@ -16,7 +16,7 @@ from slmq_edge.reports.made import (
     cost_text,
     grids,
     online_text,
-    scheme_text,
+    ran_text,
     stages_text,
     verified_text,
 )
@@ -150,7 +150,7 @@ def _of_bundle(manifest: Mapping[str, Any]) -> dict[str, str | None]:
     bits = ", ".join(f"{part} {n}" for part, n in lowering["weight_storage_bits"].items())
     profile = runtime.get("profile")
     return {
-        "scheme": f"{manifest['scheme_requested']} asked, {scheme_text(lowering)} executed",
+        "scheme": f"{manifest['scheme_requested']} asked, {ran_text(lowering)} executed",
         "integer GEMM": f"{share_text(lowering['int8_gemm_share'])} of the weights' multiply-adds",
         "weights": lowering.get("weights"),
         "activations": lowering["activation_mode"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from slmq_edge.reports.format import bytes_text, seconds_text, share_text
+from slmq_edge.reports.format import bytes_text, scheme_text, seconds_text, share_text
 from slmq_edge.scheme import Scheme
 
 
@@ -49,7 +49,7 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
     rows = {
         "model": manifest["model"]["name"],
         "method": _method(manifest),
-        "scheme": f"{manifest['scheme_requested']} -> {scheme_text(lowering)}",
+        "scheme": f"{manifest['scheme_requested']} -> {ran_text(lowering)}",
         "integer GEMM": f"{share} of the weights' multiply-adds",
         "weights": lowering["weights"],
         "activations": lowering["activation_mode"],
@@ -67,12 +67,9 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
     return _table(rows, manifest.get("notes", ()))
 
 
-def scheme_text(lowering: Mapping[str, Any]) -> str:
-    """The scheme that runs; and what holds its weights, where that has more bits than they."""
-    ran, stored = str(lowering["scheme_ran"]), lowering["weight_storage_bits"]["linears"]
-    if ran.startswith("w4") and stored > 4:
-        return f"{ran} (4-bit numerics, {stored}-bit storage)"
-    return ran
+def ran_text(lowering: Mapping[str, Any]) -> str:
+    """The scheme that runs, as a bundle's report says it."""
+    return scheme_text(str(lowering["scheme_ran"]), lowering["weight_storage_bits"])
 
 
 def changes_text(lowering: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from slmq_edge.reports.format import (
     bytes_text,
     count_text,
     rate_text,
+    scheme_text,
     seconds_text,
     share_text,
 )
@@ -54,7 +55,7 @@ def _card(run: Run) -> list[tuple[str, str]]:
     cache = "" if ran.kv_cache is None else f", {ran.kv_cache}"
     rows = [
         ("method", ran.method),
-        ("ran", f"{ran.scheme_ran}{asked}"),
+        ("ran", f"{scheme_text(ran.scheme_ran, ran.weight_storage_bits)}{asked}"),
         ("work in INT8", share_text(ran.int8_gemm_share)),
         *([] if ran.weights is None else [("weight grid", ran.weights)]),
         ("activations", ran.activation_mode),

@@ -16,7 +16,7 @@ from slmq_edge.exporters.trt.lint.graph import (
     label,
     operand,
 )
-from slmq_edge.exporters.trt.lint.targets import FUNCTIONS_SINCE, INT64_SINCE
+from slmq_edge.exporters.trt.lint.targets import FUNCTIONS_SINCE, INT64_SINCE, SHAPE_PART_SINCE
 
 STANDARD = ("", "ai.onnx")
 # Of the default domain, and of com.microsoft by how their names begin.
@@ -67,6 +67,10 @@ def _operator(case: Case, node: ir.Node) -> Iterator[Problem]:
     if value is not None and not case.graph.is_constant(value):
         what = f"input {index} of {kind} is computed; this version takes constants only"
         yield Problem(label(node), what, "make it an initializer")
+    if kind == "Shape" and node.attributes and target.version < SHAPE_PART_SINCE:
+        what = "Shape of some dimensions, which older parsers take for all of them"
+        level = ERROR if target.is_8 else WARNING
+        yield Problem(label(node), what, "Gather them from the whole Shape", level)
     if any(one.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
            for one in node.attributes.values()):  # fmt: skip
         what = f"{kind} holds a graph of its own, which is not looked into"

@@ -76,6 +76,8 @@ TYPES: dict[str, Version] = {
     "FLOAT4E2M1": (10, 8),
 }
 INT64_SINCE = (9, 0)  # before, INT64 inputs are bound as INT32 [changelog]
+# Shape's start and end are left out of account by 8.4's importer, and read by 10.15's.
+SHAPE_PART_SINCE = (10, 15)
 FUNCTIONS_SINCE = (9, 0)  # a model's own functions [changelog]
 STRONGLY_TYPED_SINCE = (10, 0)  # [header]
 
