@@ -31,7 +31,7 @@ class Written:
 
     checkpoint: what they compute, which may not be all that was asked. graphs: files of the bundle,
     the first for every machine, each with the probe of its integers or ``None``. weights: bytes by
-    part. runtime: the section of bundle.json.
+    part. runtime: the section of bundle.json. notes: what the writer has to say, a line each.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +40,7 @@ class Written:
     graphs: dict[str, str | None]
     weights: dict[str, int]
     runtime: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def graph(self) -> str:

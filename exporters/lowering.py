@@ -40,13 +40,14 @@ class Change:
     """What runs in place of what was asked, and its cost against the simulation of that.
 
     mean_kl: KL(asked || this), nats per token. perplexity_ratio: of this to what was asked.
-    tokens: of text that it was measured on.
+    tokens: of ``text`` that it was measured on; ranges are found on other windows of it.
     """
 
     what: str
     mean_kl: float
     perplexity_ratio: float
     tokens: int
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _manifest(
         "settings": checkpoint.settings,
         "calibration": checkpoint.calibration,
         "cost": checkpoint.cost,
-        "notes": list(checkpoint.notes),
+        "notes": [*checkpoint.notes, *written.notes],
         **({} if checkpoint.recipe is None else {"recipe": checkpoint.recipe}),
         "scheme_requested": checkpoint.scheme.name,
         "lowering": lowering.as_json(),

@@ -271,6 +271,7 @@ def test_a_bundle_says_what_is_in_it(bundle: Path) -> None:
     assert lowering["weight_storage_bits"] == {"linears": 8, "lm_head": 8, "embedding": 8}
     assert {row["storage_bits"] for row in lowering["linears"]} == {8}
     (change,) = lowering["changes"]
+    assert change["text"] == "built-in world, held-out sentences"
     assert change["mean_kl"] > 0
     assert document["verified"]["graphs"] == ["trt/model.onnx"]
     assert not (bundle / "ort").exists()
@@ -279,6 +280,13 @@ def test_a_bundle_says_what_is_in_it(bundle: Path) -> None:
     assert "trt/build.sh" in document["files"]
     done = subprocess.run(["sh", "-n", bundle / "trt" / "build.sh"], check=False)
     assert done.returncode == 0
+
+
+def test_a_warning_of_the_lint_is_a_note(tmp_path: Path) -> None:
+    checkpoint = rounded(DECODERS["demo-qwen2"](), scheme("w4a16-g32"))
+    found = export(checkpoint, tmp_path / "bundle", ON_TENSORRT)
+    (note,) = found["notes"]
+    assert note.startswith("TensorRT 10.3, lint rule 1: opset 21")
 
 
 def test_its_recipe_is_read_back_as_it_was_written(bundle: Path) -> None:

@@ -5,6 +5,7 @@ Which machine builds the engine is not known here; what is, is in ``trt/recipe.j
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 from collections.abc import Sequence
@@ -15,12 +16,13 @@ import onnx_ir as ir
 from torch import Tensor
 
 from slmq_edge import golden, parts
+from slmq_edge.anatomy import Anatomy
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import Wanted, graph, limits
 from slmq_edge.exporters.bundle import Written
 from slmq_edge.exporters.graph import FLOAT16
-from slmq_edge.exporters.lowering import Form, lowering
+from slmq_edge.exporters.lowering import Form, Lowering, lowering
 from slmq_edge.exporters.trt import decoder, linears, lint
 from slmq_edge.exporters.trt.convert import MEASURED, convert, finds_ranges
 from slmq_edge.runner.manifest import TRT, TRT_GRAPH, TRT_RECIPE
@@ -31,6 +33,8 @@ from slmq_edge.runner.trt.recipe import Port, Recipe
 OPSET, OPSET_OF_8, OPSET_OF_INT4 = 19, 17, 21
 SCRIPT = f"{TRT}/build.sh"
 ATTENTION = "standard operators, caches in rooms"
+# Rule 14: of positions in int64, which TensorRT 8 makes int32, and so does what runs its engines.
+EXPECTED = {14}
 # Windows of text that ranges are found on.
 CALIBRATED = 48
 
@@ -62,6 +66,7 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
         return golden.windows(checkpoint, tokenizer, MEASURED + CALIBRATED)
 
     checkpoint, changes = convert(checkpoint, mode, text)
+    changes = tuple(dataclasses.replace(one, text=_named_text(checkpoint)) for one in changes)
     text.cache_clear()
     runtime = wanted.runtime or limits.needed_runtime(scheme, TRT)
     opset = OPSET_OF_8 if runtime.startswith("8.") else OPSET
@@ -71,25 +76,9 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
     sizes = graph.tensor_bytes(written.model)
     form = Form(FLOAT16, linears.OPERATOR, "int8", ATTENTION, opset)
     report = lowering(written.multiplications, checkpoint, form, changes, scheme)
-    recipe = Recipe(
-        opset=opset,
-        tensorrt=limits.TENSORRTS[runtime],
-        floats=FLOAT16.name,
-        activations=mode or "float",
-        layers=checkpoint.anatomy.layers,
-        kv_heads=checkpoint.anatomy.kv_heads,
-        head_dim=checkpoint.anatomy.head_dim,
-        vocab=checkpoint.anatomy.vocab,
-        context_length=report.context_length,
-        inputs=_ports(written.model.graph.inputs),
-        outputs=_ports(written.model.graph.outputs),
-        int8=written.int8,
-        weight_only=written.weight_only,
-        weight_bytes=sum(sizes.values()),
-    )
-    read = lint.load(folder / TRT_GRAPH)
-    for version in lint.since(recipe.tensorrt):
-        lint.check(read, version, recipe)
+    recipe = _recipe(written, report, checkpoint.anatomy, runtime, mode or "float")
+    recipe = recipe._replace(weight_bytes=sum(sizes.values()))
+    notes = _linted(folder / TRT_GRAPH, recipe)
     document = json.dumps(recipe.as_json(), indent=1)
     (folder / TRT_RECIPE).write_text(document + "\n", "utf-8")
     (folder / SCRIPT).write_text(commands.script(recipe), "utf-8")
@@ -101,7 +90,54 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
         "minimum_version": recipe.tensorrt,
         **({} if mode is None else {"activation_mode": mode}),
     }
-    return Written(checkpoint, report, FLOAT16, {TRT_GRAPH: None}, parts.sizes(sizes), section)
+    graphs: dict[str, str | None] = {TRT_GRAPH: None}
+    return Written(checkpoint, report, FLOAT16, graphs, parts.sizes(sizes), section, notes)
+
+
+def _named_text(checkpoint: Checkpoint) -> str:
+    """What ``golden.windows`` takes its windows from."""
+    if checkpoint.prompts is None or checkpoint.calibration is None:
+        return "built-in world, held-out sentences"
+    return str(checkpoint.calibration["text"])
+
+
+def _recipe(
+    written: decoder.Written, report: Lowering, shape: Anatomy, runtime: str, activations: str
+) -> Recipe:
+    return Recipe(
+        opset=report.opset,
+        tensorrt=limits.TENSORRTS[runtime],
+        floats=FLOAT16.name,
+        activations=activations,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab=shape.vocab,
+        context_length=report.context_length,
+        inputs=_ports(written.model.graph.inputs),
+        outputs=_ports(written.model.graph.outputs),
+        int8=written.int8,
+        weight_only=written.weight_only,
+        weight_bytes=0,
+    )
+
+
+def _linted(file: Path, recipe: Recipe) -> tuple[str, ...]:
+    """A line for each rule that warns of the graph, in any release that it is for.
+
+    Raises:
+        Unsupported: an error.
+    """
+    read = lint.load(file)
+    told: dict[int, str] = {}
+    for version in lint.since(recipe.tensorrt):
+        found = lint.check(read, version, recipe)
+        for one in found:
+            same = sum(other.rule == one.rule for other in found)
+            place = f"{one.node}: " if one.node else ""
+            text = f"TensorRT {version}, lint rule {one.rule}: {place}{one.what}; {one.advice}"
+            told.setdefault(one.rule, text if same == 1 else f"{text} ({same} such)")
+    return tuple(told[rule] for rule in sorted(set(told) - EXPECTED))
 
 
 def _ports(values: Sequence[ir.Value]) -> tuple[Port, ...]:

@@ -12,6 +12,7 @@ from slmq_edge.commands import options
 from slmq_edge.errors import UsageError
 from slmq_edge.exporters import ACTIVATION_MODES, TARGETS, Wanted
 from slmq_edge.models import DEFAULT_MODEL
+from slmq_edge.runner.manifest import TRT
 
 if TYPE_CHECKING:
     from slmq_edge.quantize import Request
@@ -127,7 +128,8 @@ def _export_checkpoint(
     shape, scheme = described(folder)
     check_scheme(scheme, wanted)
     check_widths(scheme, shape, wanted.target)
-    check_space(destination, folder_bytes(folder))
+    # For TensorRT, a checkpoint's 4 bits may become 8.
+    check_space(destination, folder_bytes(folder) * (2 if wanted.target == TRT else 1))
     with bar("reading the checkpoint") as progress:
         return write(load(folder), destination, wanted, force, progress, keep=False)
 

@@ -76,7 +76,7 @@ def changes_text(lowering: Mapping[str, Any]) -> str | None:
     """What the target runs in place of what was asked, and its cost; ``None``: nothing else."""
     told = [
         f"{one['what']}: mean KL {one['mean_kl']:.1e}, perplexity "
-        f"{100 * (one['perplexity_ratio'] - 1):+.2f} % ({one['tokens']} tokens)"
+        f"{100 * (one['perplexity_ratio'] - 1):+.2f} % ({one['tokens']} tokens of {one['text']})"
         for one in lowering.get("changes") or ()
     ]
     return "; ".join(told) or None
