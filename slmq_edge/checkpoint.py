@@ -23,7 +23,14 @@ from slmq_edge import __version__, licenses
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import NOTHING_ONLINE, Anatomy, Online
 from slmq_edge.errors import Damaged
-from slmq_edge.files import CHECKPOINT_FILE, describe, new_folder
+from slmq_edge.files import (
+    CHECKPOINT_FILE,
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_VERSION,
+    MANIFESTS,
+    describe,
+    new_folder,
+)
 from slmq_edge.models import TOKENIZER_FILES, check_tensors, load_tensors
 from slmq_edge.packing import pack4, unpack4
 from slmq_edge.recipe import FILE as RECIPE
@@ -36,8 +43,6 @@ if TYPE_CHECKING:
     from slmq_edge.decoder import Decoder
     from slmq_edge.quantization.rounding import Rounded, Steps
 
-FORMAT = "slmq-edge-checkpoint"
-VERSION = 2
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 PROMPTS = "golden.prompts"
@@ -185,8 +190,8 @@ def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, A
         # Not save_file: its errors, a full disk among them, are no OSErrors.
         (folder / WEIGHTS).write_bytes(safetensors.save(dict(_stored(checkpoint))))
         manifest = {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": CHECKPOINT_FORMAT,
+            "version": CHECKPOINT_VERSION,
             "created_by": f"slmq-edge {__version__}",
             "anatomy": checkpoint.anatomy.as_json(),
             "scheme": checkpoint.scheme.as_json(),
@@ -220,7 +225,7 @@ def described(folder: Path) -> tuple[Anatomy, Scheme]:
     Raises:
         NotFound, Damaged: not a checkpoint, or a manifest that does not describe one.
     """
-    manifest = read_manifest(folder, CHECKPOINT_FILE, FORMAT, VERSION)
+    manifest = read_manifest(folder, *MANIFESTS["checkpoint"])
     try:
         return Anatomy.from_json(manifest["anatomy"]), Scheme.from_json(manifest["scheme"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -237,7 +242,7 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         NotFound, Damaged: not a checkpoint; a file missing, truncated or changed, by name.
     """
-    manifest = read_manifest(folder, CHECKPOINT_FILE, FORMAT, VERSION)
+    manifest = read_manifest(folder, *MANIFESTS["checkpoint"])
     try:
         if WEIGHTS not in manifest["files"]:
             raise KeyError(WEIGHTS)

@@ -9,18 +9,48 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from slmq_edge.errors import NotFound, SlmqError, UsageError, did_you_mean
-from slmq_edge.runner.manifest import BUNDLE_FILE, read_bundle, sha256
+from slmq_edge.runner.manifest import (
+    BUNDLE_FILE,
+    BUNDLE_FORMAT,
+    BUNDLE_VERSION,
+    read_bundle,
+    read_manifest,
+    sha256,
+)
 
-CHECKPOINT_FILE = "checkpoint.json"
+CHECKPOINT_FILE, CHECKPOINT_FORMAT, CHECKPOINT_VERSION = (
+    "checkpoint.json",
+    "slmq-edge-checkpoint",
+    2,
+)
+Kind = Literal["bundle", "checkpoint"]
+# Of each kind of folder that we write: its manifest, and the format and version of that.
+MANIFESTS: dict[Kind, tuple[str, str, int]] = {
+    "bundle": (BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION),
+    "checkpoint": (CHECKPOINT_FILE, CHECKPOINT_FORMAT, CHECKPOINT_VERSION),
+}
 # A folder that holds one of these was written by us, and --force may replace it: its manifest ->
 # what it is, for whoever gives it where a model is wanted.
 OURS = {
     CHECKPOINT_FILE: "a checkpoint, quantized already: export it",
     BUNDLE_FILE: "a bundle, exported already: profile it",
 }
+
+
+def manifest_of(folder: Path) -> tuple[Kind, str, dict[str, Any]]:
+    """Of a folder that we wrote, its kind, its manifest's file, and the manifest.
+
+    Raises:
+        NotFound: it holds none.
+        Damaged, Unsupported: the manifest cannot be read, or is of another version.
+    """
+    for kind, (file, of_format, version) in MANIFESTS.items():
+        if (folder / file).is_file():
+            return kind, file, read_manifest(folder, file, of_format, version)
+    raise NotFound(f"{folder} is neither a bundle nor a checkpoint: it holds no manifest")
 
 
 def check_output(path: Path, force: bool, *, folder: bool = False) -> None:

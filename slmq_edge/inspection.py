@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from slmq_edge import licenses, parts, presets
-from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError
-from slmq_edge.files import CHECKPOINT_FILE, existing
+from slmq_edge.errors import Damaged, SlmqError, UsageError
+from slmq_edge.files import Kind, existing, manifest_of
 from slmq_edge.runner.manifest import (
-    BUNDLE_FILE,
-    BUNDLE_FORMAT,
-    BUNDLE_VERSION,
     graph_of,
     read_bundle,
-    read_manifest,
     verify,
 )
 
 if TYPE_CHECKING:
     from slmq_edge.runner.profiled import Step
 
-Kind = Literal["bundle", "checkpoint"]
 NEEDED: dict[Kind, tuple[str, ...]] = {
     "bundle": ("model", "method", "settings", "scheme_requested", "lowering", "runtime", "golden"),
     "checkpoint": ("source", "method", "settings", "scheme", "anatomy", "integers"),
@@ -129,17 +124,7 @@ def changed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> tuple[Kind, str, dict[str, Any]]:
-    from slmq_edge.checkpoint import FORMAT, VERSION
-
-    kind: Kind
-    if (folder / BUNDLE_FILE).is_file():
-        kind, file = "bundle", BUNDLE_FILE
-        manifest = read_manifest(folder, file, BUNDLE_FORMAT, BUNDLE_VERSION)
-    elif (folder / CHECKPOINT_FILE).is_file():
-        kind, file = "checkpoint", CHECKPOINT_FILE
-        manifest = read_manifest(folder, file, FORMAT, VERSION)
-    else:
-        raise NotFound(f"{folder} is neither a bundle nor a checkpoint: it holds no manifest")
+    kind, file, manifest = manifest_of(folder)
     lacking = [name for name in (*NEEDED[kind], "cost", "files") if name not in manifest]
     if lacking:
         raise Damaged(f"{folder / file} is damaged: it lacks {lacking[0]}")

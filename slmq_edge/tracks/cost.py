@@ -14,17 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmq_edge.errors import Damaged, NotFound
-from slmq_edge.files import CHECKPOINT_FILE, existing
+from slmq_edge.errors import Damaged
+from slmq_edge.files import existing, manifest_of
 from slmq_edge.metrics import Cost, slmq_quant
-from slmq_edge.runner.manifest import (
-    BUNDLE_FILE,
-    BUNDLE_FORMAT,
-    BUNDLE_VERSION,
-    read_manifest,
-)
-
-FORMAT, VERSION = "slmq-edge-checkpoint", 2
 
 
 @dataclass(frozen=True)
@@ -83,15 +75,11 @@ def read(folder: Path) -> Row:
         NotFound, Damaged, Unsupported: it is neither, or its manifest is not whole.
     """
     existing(folder, "checkpoint")
-    if (folder / CHECKPOINT_FILE).is_file():
-        file, document = CHECKPOINT_FILE, read_manifest(folder, CHECKPOINT_FILE, FORMAT, VERSION)
+    kind, file, document = manifest_of(folder)
+    if kind == "checkpoint":
         source, scheme = document.get("source"), (document.get("scheme") or {}).get("name")
-    elif (folder / BUNDLE_FILE).is_file():
-        file = BUNDLE_FILE
-        document = read_manifest(folder, BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION)
-        source, scheme = document.get("model"), document.get("scheme_requested")
     else:
-        raise NotFound(f"{folder} is neither a checkpoint nor a bundle: it holds no manifest")
+        source, scheme = document.get("model"), document.get("scheme_requested")
     try:
         return _row(
             folder.name or str(folder), document["method"], scheme, source, document["cost"]
