@@ -26,7 +26,7 @@ import typer
 from benchmarks.cpu_w8a8 import ROOT, random_model, slmq
 from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.profiles import load as load_profile
-from slmq_edge.runner import environment, golden, manifest, measure, ort, probe, profiled
+from slmq_edge.runner import asked, environment, golden, manifest, measure, ort, probe, profiled
 
 SHARED = Path(os.environ.get("SLMQ_EDGE_SHARED", ROOT.parent / "shared"))
 INT8_HEAD = ("--lm-head", "int8")
@@ -36,7 +36,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "w4a8": INT8_HEAD,
     "w4a16-g32": (),
 }
-PROVIDERS = {"cuda": ort.ON_CUDA, "cpu": ort.ON_CPU}
+PROVIDERS = {"cuda": asked.ON_CUDA, "cpu": asked.ON_CPU}
 
 
 def main(
@@ -81,7 +81,7 @@ def main(
         output.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def checked(bundle: Path, on: ort.Provider) -> tuple[ort.Session, dict[str, Any]]:
+def checked(bundle: Path, on: asked.Provider) -> tuple[ort.Session, dict[str, Any]]:
     """A session of a bundle's graph; what its integers and golden prompts said, and what ran."""
     document = manifest.read_bundle(bundle)
     row: dict[str, Any] = {
@@ -109,7 +109,7 @@ def checked(bundle: Path, on: ort.Provider) -> tuple[ort.Session, dict[str, Any]
     return session, row
 
 
-def entries(provider: ort.Provider) -> dict[str, Any]:
+def entries(provider: asked.Provider) -> dict[str, Any]:
     """A bundle's entries of its provider."""
     return {"provider": provider.name, "provider_options": dict(provider.options)}
 

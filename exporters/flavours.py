@@ -24,7 +24,7 @@ from slmq_edge.exporters.graph import FLOAT16, FLOAT32, Builder, Floats
 from slmq_edge.exporters.lowering import Form
 from slmq_edge.exporters.roundings import ByToken, Quantized
 from slmq_edge.exporters.weights import Stored
-from slmq_edge.runner.ort import ON_CPU, ON_CUDA, Provider
+from slmq_edge.runner.asked import ON_CPU, ON_CUDA, Provider
 
 
 class Integers(Protocol):

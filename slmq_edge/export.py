@@ -174,8 +174,8 @@ def _verify(
     ``None``: there is none, or no onnxruntime is installed.
     """
     from slmq_edge.exporters.bundle import SESSION_OPTIONS
+    from slmq_edge.runner import asked, ort, probe
     from slmq_edge.runner import golden as check
-    from slmq_edge.runner import ort, probe
     from slmq_edge.runner.memory import return_memory
 
     try:
@@ -202,7 +202,7 @@ def _verify(
             "Nothing was written; this is a bug of ours or of onnxruntime "
             f"{runtime.__version__}, please report it."
         ) from error
-    where = {"onnxruntime": runtime.__version__, "provider": ort.ON_CPU.name, "graphs": graphs}
+    where = {"onnxruntime": runtime.__version__, "provider": asked.ON_CPU.name, "graphs": graphs}
     return {**where, **reports[0]._asdict()}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from slmq_edge.errors import SlmqError
-from slmq_edge.runner import golden, manifest, ort, probe
+from slmq_edge.runner import asked, golden, manifest, ort, probe
 from slmq_edge.runner.manifest import GRAPH
 
 FIRST, WHOLE = 9, 24  # tokens in the first piece of a prompt, and in all of it
@@ -36,7 +36,7 @@ def findings(folder: Path) -> dict[str, Any]:
     bundle = manifest.read_bundle(folder)
     manifest.verify(folder, bundle["files"])
     try:
-        ort.check_runtime(ort.runtime_section(bundle).get("minimum_version"))
+        ort.check_runtime(asked.runtime_section(bundle).get("minimum_version"))
     except SlmqError as error:
         return {"refused": str(error)}
     exactness = probe.run(folder, bundle, 1)
@@ -50,7 +50,7 @@ def of_graph(folder: Path, bundle: dict[str, Any], graph: str) -> dict[str, Any]
     arrays = golden.load(golden.golden_file(folder, bundle))
     found = golden.check(session, arrays, golden.limits(bundle))._asdict()
     tokens = arrays["tokens"][:1, :WHOLE]
-    found["chunked_kl"] = chunked(folder / graph, ort.session_settings(bundle), tokens)
+    found["chunked_kl"] = chunked(folder / graph, asked.session_settings(bundle), tokens)
     found["step_refuses"] = refuses(session, tokens)
     return found
 

@@ -24,7 +24,7 @@ from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import genai
 from slmq_edge.exporters.bundle import SESSION_OPTIONS
 from slmq_edge.quantize import Request, plan, quantize
-from slmq_edge.runner import manifest, ort
+from slmq_edge.runner import asked, manifest, ort
 from slmq_edge.scheme import scheme
 from tests.artifacts import greedy
 from tests.decoders import DECODERS, LLAMA, QWEN2, write_folder
@@ -161,7 +161,7 @@ def test_the_runs_settings_are_those_of_the_manifest(bundle: Make, tmp_path: Pat
     document = manifest.read_bundle(bundle("stories260K", "w8a8"))
     options = document["runtime"]["session_options"]
     assert options == SESSION_OPTIONS
-    assert ort.session_settings(document) == options
+    assert asked.session_settings(document) == options
     graph = bundle("stories260K", "w8a8") / "ort" / "model.onnx"
     used = ort.open_session(graph, 1, options).get_session_options()
     assert used.graph_optimization_level.name == options[ort.LEVEL]

@@ -11,7 +11,7 @@ import pytest
 from slmq_edge.errors import Damaged, SlmqError, UsageError
 from slmq_edge.export import check_scheme, check_target, export
 from slmq_edge.exporters import Wanted, onnx
-from slmq_edge.runner import manifest, ort
+from slmq_edge.runner import asked, manifest, ort
 from slmq_edge.scheme import SCHEMES, WEIGHTS_8, Grid, scheme
 from tests.artifacts import session
 from tests.decoders import random_llama, random_qwen2, rounded
@@ -82,7 +82,7 @@ def test_weights_alone_may_lie_far_from_zero(tmp_path: Path) -> None:
 
 def test_a_minimum_version_that_is_no_text_is_damage() -> None:
     with pytest.raises(Damaged, match="minimum_version is no text"):
-        ort.minimum_version({"runtime": {"minimum_version": 7}})
+        asked.minimum_version({"runtime": {"minimum_version": 7}})
 
 
 def test_a_prompt_has_a_token(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from slmq_edge.exporters.flavours import ORT, ORT_CUDA
 from slmq_edge.exporters.graph import FLOAT16, Builder
 from slmq_edge.golden import measure_noise
 from slmq_edge.quantization.rounding import quantize
-from slmq_edge.runner import job, manifest, measure, ort, profiled
+from slmq_edge.runner import asked, job, manifest, measure, ort, profiled
 from slmq_edge.runner.golden import load
 from slmq_edge.runner.probe import activations as extreme_inputs
 from slmq_edge.runner.probe import product as product_of_probe
@@ -281,7 +281,7 @@ def test_a_bundle_is_checked_on_the_cpu_and_says_so(bundle: Path) -> None:
     document = manifest.read_bundle(bundle)
     manifest.verify(bundle, document["files"])
     assert document["runtime"]["kind"] == "ort-cuda"
-    assert ort.provider_of(document) == ort.ON_CUDA
+    assert asked.provider_of(document) == asked.ON_CUDA
     assert manifest.SIGNED_GRAPH not in document["files"]
     verified = document["verified"]
     assert verified["provider"] == "CPUExecutionProvider"
@@ -292,19 +292,19 @@ def test_a_bundle_is_checked_on_the_cpu_and_says_so(bundle: Path) -> None:
 def test_what_ran_is_what_the_report_says(bundle: Path) -> None:
     """By onnxruntime's own record, of the CPU provider; on a GPU it names what ran where."""
     document = manifest.read_bundle(bundle)
-    here = {**document["runtime"], "provider": ort.ON_CPU.name, "provider_options": {}}
+    here = {**document["runtime"], "provider": asked.ON_CPU.name, "provider_options": {}}
     steps = profiled.run(bundle, {**document, "runtime": here}, threads=1)
     shape = Anatomy.from_json(document["anatomy"])
     for step, tokens in ((steps["prefill"], 16), (steps["decode"], 1)):
         found = {one.name: one for one in step.operators if one.macs}
         assert found["MatMulInteger"].calls == 4 * shape.layers
         assert found["MatMulInteger"].macs == tokens * shape.linear_macs_per_token
-        assert {one.provider for one in step.operators} == {ort.ON_CPU.name}
+        assert {one.provider for one in step.operators} == {asked.ON_CPU.name}
     assert steps["decode"].integer_share == pytest.approx(document["lowering"]["int8_gemm_share"])
 
 
 @pytest.mark.skipif(
-    ort.ON_CUDA.name in ort.load_onnxruntime().get_available_providers(),
+    asked.ON_CUDA.name in ort.load_onnxruntime().get_available_providers(),
     reason="this onnxruntime has the CUDA provider",
 )
 def test_without_the_provider_the_runner_refuses_before_any_work(
@@ -324,14 +324,14 @@ class FellBack:
         self.asked = providers
 
     def get_providers(self) -> list[str]:
-        return [ort.ON_CPU.name]
+        return [asked.ON_CPU.name]
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ort.load_onnxruntime()
-    names = [ort.ON_CUDA.name, ort.ON_CPU.name]
+    names = [asked.ON_CUDA.name, asked.ON_CPU.name]
     fake = SimpleNamespace(
         __version__=real.__version__,
         SessionOptions=real.SessionOptions,
@@ -340,13 +340,13 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
     )
     monkeypatch.setattr(ort, "load_onnxruntime", lambda: fake)
     with pytest.raises(Unsupported, match="cannot start CUDAExecutionProvider here"):
-        ort.open_session(bundle / manifest.GRAPH, 1, {}, provider=ort.ON_CUDA)
-    assert ort.open_session(bundle / manifest.GRAPH, 1, {}).asked == [(ort.ON_CPU.name, {})]
+        ort.open_session(bundle / manifest.GRAPH, 1, {}, provider=asked.ON_CUDA)
+    assert ort.open_session(bundle / manifest.GRAPH, 1, {}).asked == [(asked.ON_CPU.name, {})]
 
 
 def test_a_provider_that_nobody_knows_is_refused() -> None:
     with pytest.raises(Unsupported, match="'QNNExecutionProvider'"):
-        ort.provider_of({"runtime": {"provider": "QNNExecutionProvider"}})
+        asked.provider_of({"runtime": {"provider": "QNNExecutionProvider"}})
 
 
 def test_optimum_runs_the_graph(tmp_path: Path) -> None:

@@ -13,17 +13,15 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 
 from slmq_edge.errors import Damaged, SlmqError
-from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE
-from slmq_edge.runner.ort import (
+from slmq_edge.runner.asked import (
     ON_CPU,
     Provider,
-    check_runtime,
-    is_at_least,
     minimum_version,
-    open_session,
     provider_of,
     session_settings,
 )
+from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE
+from slmq_edge.runner.ort import check_runtime, is_at_least, open_session
 
 ZERO_POINT = {"uint8": 128, "int8": 0}
 TOKENS = (1, 7)  # decoding and prefill take different kernels

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Protocol
 
 from slmq_edge.errors import UsageError, unknown
-from slmq_edge.runner import manifest, ort, probe
+from slmq_edge.runner import asked, manifest, ort, probe
 from slmq_edge.runner.golden import Decoder
 from slmq_edge.runner.probe import ProbeReport
 
@@ -58,7 +58,7 @@ class Runtime(Protocol):
 
 class OnnxRuntime:
     def check(self, place: Place) -> Mapping[str, Any]:
-        ort.check_provider(ort.provider_of(place.bundle))
+        ort.check_provider(asked.provider_of(place.bundle))
         return {}
 
     def probe(self, place: Place) -> ProbeReport | None:
