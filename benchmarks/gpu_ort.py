@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -115,8 +116,8 @@ def entries(provider: asked.Provider) -> dict[str, Any]:
 
 
 def timed(
-    sessions: dict[str, ort.Session],
-    rows: dict[str, dict[str, Any]],
+    sessions: Mapping[str, golden.Decoder],
+    rows: Mapping[str, dict[str, Any]],
     tokens: Any,
     new: int,
     rounds: int,
@@ -129,7 +130,7 @@ def timed(
             if index >= 0:
                 rows[name].setdefault("prefill_seconds", []).append(timing.prefill_seconds)
                 rows[name].setdefault("decode_seconds", []).append(timing.decode_seconds)
-    for row in rows.values():
+    for row in (rows[name] for name in sessions):
         row["prefill_tokens_per_second"] = tokens.size / median(row["prefill_seconds"])
         row["decode_tokens_per_second"] = new / median(row["decode_seconds"])
 

@@ -18,18 +18,16 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.cpu_w8a8 import ROOT, random_model, slmq
+from benchmarks.gpu_ort import timed
 from slmq_edge.errors import SlmqError
-from slmq_edge.profiles import load as load_profile
-from slmq_edge.runner import environment, golden, manifest, measure
+from slmq_edge.runner import environment, golden, manifest
 from slmq_edge.runner.trt import build, cuda
 from slmq_edge.runner.trt.engine import Session, open_engine
 
@@ -77,6 +75,9 @@ def main(
                 row["error"] = str(error)
             tokens = golden.prompt_tokens(bundle / "golden.npz", prompt)
         timed(sessions, rows, tokens, new, rounds)
+        for name, session in sessions.items():
+            rows[name]["device_memory"] = session.device_memory()
+            rows[name]["session"] = session.facts()
     document = {
         "shape": shape,
         "layers": layers,
@@ -129,29 +130,6 @@ def built(bundle: Path, row: dict[str, Any], workspace: int, trtexec: Path | Non
     session = open_engine(engine)
     row["load_seconds"] = time.perf_counter() - started
     return session
-
-
-def timed(
-    sessions: Mapping[str, Session],
-    rows: Mapping[str, dict[str, Any]],
-    tokens: Any,
-    new: int,
-    rounds: int,
-) -> None:
-    """Add seconds, tokens/s and memory to the rows; the first round of each is thrown away."""
-    profile = load_profile("cpu")
-    for index in range(-1, rounds):
-        for name, session in sessions.items():
-            timing = measure.once(session, tokens, new, profile, time.perf_counter)
-            if index >= 0:
-                rows[name].setdefault("prefill_seconds", []).append(timing.prefill_seconds)
-                rows[name].setdefault("decode_seconds", []).append(timing.decode_seconds)
-    for name, session in sessions.items():
-        row = rows[name]
-        row["prefill_tokens_per_second"] = tokens.size / median(row["prefill_seconds"])
-        row["decode_tokens_per_second"] = new / median(row["decode_seconds"])
-        row["device_memory"] = session.device_memory()
-        row["session"] = session.facts()
 
 
 if __name__ == "__main__":

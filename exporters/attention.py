@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.decoder import rotary_table
 from slmq_edge.exporters import roundings
-from slmq_edge.exporters.graph import MICROSOFT, Builder
+from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
 from slmq_edge.scheme import Grid
 
 # GroupQueryAttention takes these heads; with its own rotary embedding, those (ONNXRUNTIME 2).
@@ -34,6 +34,21 @@ class Cache:
 
     key: ir.Value
     value: ir.Value
+
+
+def as_outputs(
+    presents: Sequence[Cache], floats: Floats, shape: Sequence[int | str]
+) -> list[ir.Value]:
+    """The caches that a graph puts out, layer by layer, named and typed; ``shape``: of each."""
+    outputs = []
+    for layer, present in enumerate(presents):
+        for kind in ("key", "value"):
+            value: ir.Value = getattr(present, kind)
+            value.name = f"present.{layer}.{kind}"
+            value.type = ir.TensorType(floats.onnx)
+            value.shape = ir.Shape(shape)
+            outputs.append(value)
+    return outputs
 
 
 def is_fused(shape: Anatomy) -> bool:

@@ -15,7 +15,7 @@ from slmq_edge import anatomy as names
 from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import linears, lookup, rotations, weights
-from slmq_edge.exporters.attention import Attention, Cache
+from slmq_edge.exporters.attention import Attention, Cache, as_outputs
 from slmq_edge.exporters.flavours import ORT, Flavour
 from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
 from slmq_edge.exporters.limits import check, is_in_blocks
@@ -96,7 +96,9 @@ class _Writer:
         out = self._head(normed)
         about = {KV_CACHE: IN_PLACE} if attention.fused else {}
         return self.build.model(
-            [*self.inputs.values(), self._keep], [out, *self._present_outputs(presents)], about
+            [*self.inputs.values(), self._keep],
+            [out, *as_outputs(presents, self.floats, _cache_shape(shape, "total_length"))],
+            about,
         )
 
     def _block(
@@ -341,17 +343,6 @@ class _Writer:
         tensor = self.checkpoint.tensors.get(f"{linear}.bias")
         return None if tensor is None else tensor.numpy()
 
-    def _present_outputs(self, presents: list[Cache]) -> list[ir.Value]:
-        outputs = []
-        for layer, present in enumerate(presents):
-            for kind in ("key", "value"):
-                value: ir.Value = getattr(present, kind)
-                value.name = f"present.{layer}.{kind}"
-                value.type = ir.TensorType(self.floats.onnx)
-                value.shape = _cache_shape(self.shape, "total_length")
-                outputs.append(value)
-        return outputs
-
 
 def _inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
     int64 = ir.DataType.INT64
@@ -370,5 +361,5 @@ def _inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
     return {str(value.name): value for value in values}
 
 
-def _cache_shape(shape: Anatomy, length: str) -> ir.Shape:
-    return ir.Shape(["batch_size", shape.kv_heads, length, shape.head_dim])
+def _cache_shape(shape: Anatomy, length: str) -> tuple[int | str, ...]:
+    return "batch_size", shape.kv_heads, length, shape.head_dim

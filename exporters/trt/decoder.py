@@ -16,7 +16,7 @@ from slmq_edge import anatomy as names
 from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import rotations
-from slmq_edge.exporters.attention import Cache
+from slmq_edge.exporters.attention import Cache, as_outputs
 from slmq_edge.exporters.graph import FLOAT16, Builder, Floats
 from slmq_edge.exporters.lowering import context_length
 from slmq_edge.exporters.rows import Multiplication, Part
@@ -83,7 +83,7 @@ class _Writer:
         # onnxruntime writes a present where it has read the past; an engine must not.
         return self.build.model(
             list(self.inputs.values()),
-            [out, *self._present_outputs(presents)],
+            [out, *as_outputs(presents, self.build.floats, _cache_shape(shape))],
             {KV_CACHE: IN_PLACE},
         )
 
@@ -263,17 +263,6 @@ class _Writer:
         past = f"past_key_values.{layer}"
         return Cache(self.inputs[f"{past}.key"], self.inputs[f"{past}.value"])
 
-    def _present_outputs(self, presents: list[Cache]) -> list[ir.Value]:
-        found = []
-        for layer, present in enumerate(presents):
-            for kind in ("key", "value"):
-                value: ir.Value = getattr(present, kind)
-                value.name = f"present.{layer}.{kind}"
-                value.type = ir.TensorType(self.build.floats.onnx)
-                value.shape = _cache_shape(self.shape)
-                found.append(value)
-        return found
-
 
 def inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
     """The graph's inputs by name, as ``Recipe`` documents them."""
@@ -291,5 +280,5 @@ def inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
     return {str(value.name): value for value in values}
 
 
-def _cache_shape(shape: Anatomy) -> ir.Shape:
-    return ir.Shape([1, shape.kv_heads, ROOM, shape.head_dim])
+def _cache_shape(shape: Anatomy) -> tuple[int | str, ...]:
+    return 1, shape.kv_heads, ROOM, shape.head_dim

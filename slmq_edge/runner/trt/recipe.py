@@ -15,12 +15,11 @@ the same memory; the next step reads what this one wrote.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from slmq_edge.errors import Damaged, NotFound, Unsupported
-from slmq_edge.runner.manifest import TRT_RECIPE
+from slmq_edge.errors import Damaged
+from slmq_edge.runner.manifest import TRT_RECIPE, read_manifest
 
 FORMAT, VERSION = "slmq-edge-trt-recipe", 1
 NEW, ROOM, KEPT = "new", "room", "kept"
@@ -80,24 +79,12 @@ def read(folder: Path) -> Recipe:
         Damaged: it is not JSON, or a field is missing, unknown or of the wrong type.
         Unsupported: another format or version.
     """
-    path = folder / TRT_RECIPE
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise Unsupported(f"{path} is no {FORMAT}")
-    if document.get("version") != VERSION:
-        raise Unsupported(
-            f"{path} has version {document.get('version')!r}; this release reads {VERSION}"
-        )
+    document = read_manifest(folder, TRT_RECIPE, FORMAT, VERSION)
     fields = {key: value for key, value in document.items() if key not in ("format", "version")}
     try:
         return _checked(Recipe(**{name: _typed(name, value) for name, value in fields.items()}))
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
+        raise Damaged(f"{folder / TRT_RECIPE} is damaged: {error}") from error
 
 
 NUMBERS = ("opset", "layers", "kv_heads", "head_dim", "vocab", "context_length", "weight_bytes")
