@@ -1,6 +1,7 @@
 """How a device is measured: one adapter per kind. Python 3.8, standard library only.
 
-Adding a kind is a file and a line in `PROFILES`.
+Adding a kind is a file and a line in `PROFILES`. What a machine does not tell is None, never 0, and
+`facts` says why.
 """
 
 from __future__ import annotations
@@ -8,30 +9,58 @@ from __future__ import annotations
 from typing import Any, Callable, Mapping, Protocol
 
 from slmq_edge.errors import NotFound, unknown
+from slmq_edge.profiles.board import STATE, Board, Mode
 from slmq_edge.profiles.cpu import Cpu
 from slmq_edge.profiles.fake import Fake
 
 
 class Profile(Protocol):
-    """What a measurement needs from a machine; nothing more."""
+    """What a measurement needs from a machine; nothing more. Nobody's call may raise."""
 
     def reset_peak(self) -> None:
         """Begin a phase: from here on, peaks are counted anew."""
 
     def memory(self) -> Mapping[str, int | None]:
-        """Return bytes by kind, now. None where this machine does not say."""
+        """Return bytes of this process by kind, now. A kind with ``peak`` is a high-water mark."""
+
+    def system(self) -> Mapping[str, float | None]:
+        """Return what the whole machine is up to: ``*_bytes``, ``load_average``, counts."""
+
+    def power(self) -> Mapping[str, float | None]:
+        """Return watts by rail, now; empty where there is no sensor. Takes a millisecond or so."""
 
     def energy(self) -> float | None:
-        """Return joules since the first call. None where this machine does not say."""
+        """Return joules of the whole device since the first call, where a counter tells."""
+
+    def clocks(self) -> Mapping[str, float | None]:
+        """Return hertz by domain, now."""
+
+    def temperatures(self) -> Mapping[str, float | None]:
+        """Return degrees Celsius by zone, now."""
+
+    def throttling(self) -> Mapping[str, int | None]:
+        """Return, by cause, events since boot, or 0 and 1 where the name ends with `STATE`."""
+
+    def mode(self) -> Mode | None:
+        """Return the power mode that the machine is in."""
 
     def facts(self) -> Mapping[str, Any]:
-        """Return the kind of adapter, and a reason for every None."""
+        """Return what a reader of these figures must know. JSON.
+
+        ``kind`` of adapter; ``reasons``: why, for every None; ``total_rails``: those of `power`
+        that add up to the device here, empty where none do; and what an adapter has to add.
+        """
+
+    def close(self) -> None:
+        """End what was started for these readings, and nothing else."""
 
 
-PROFILES: dict[str, Callable[[], Profile]] = {"cpu": Cpu, "fake": Fake}
+__all__ = ["PROFILES", "STATE", "Board", "Mode", "Profile", "load"]
+
+PROFILES: dict[str, Callable[[Board], Profile]] = {"cpu": Cpu.of, "fake": Fake.of}
 
 
-def load(kind: str) -> Profile:
+def load(kind: str, board: Board = Board()) -> Profile:  # noqa: B008  a Board is immutable
     if kind not in PROFILES:
         raise NotFound(unknown("kind of machine", kind, tuple(PROFILES)))
-    return PROFILES[kind]()
+    return PROFILES[kind](board)

@@ -28,7 +28,7 @@ def ignore(share: float, what: str) -> None:
 
 def test_seconds_belong_to_the_stage_that_was_reported_last() -> None:
     clock = FakeClock()
-    meter = Meter("cpu", "starting", Fake([{"cpu_peak_rss": 7}]), clock)
+    meter = Meter("cpu", "starting", Fake(memory=[{"cpu_peak_rss": 7}]), clock)
     heard: list[tuple[float, str]] = []
     progress = meter.watched(lambda share, what: heard.append((share, what)))
     clock.advance(1)
@@ -46,7 +46,7 @@ def test_seconds_belong_to_the_stage_that_was_reported_last() -> None:
 
 def test_energy_is_read_while_work_goes_on() -> None:
     """A counter runs over within minutes: two readings a run would be too few."""
-    clock, fake = FakeClock(), Fake(energies=[0.0, 10.0, 25.0])
+    clock, fake = FakeClock(), Fake(energy=[0.0, 10.0, 25.0])
     meter = Meter("cpu", "starting", fake, clock)
     progress = meter.watched(ignore)
     clock.advance(ENERGY_SECONDS / 2)

@@ -103,7 +103,7 @@ def test_peaks_belong_to_a_phase() -> None:
 
 
 def test_the_fake_repeats_its_last_reading() -> None:
-    fake = Fake([{"a": 1}, {"a": 2}])
+    fake = Fake(memory=[{"a": 1}, {"a": 2}])
     assert [fake.memory() for _ in range(3)] == [{"a": 1}, {"a": 2}, {"a": 2}]
 
 

@@ -342,7 +342,7 @@ class Timed:
 def test_timing_is_exact() -> None:
     clock, events = FakeClock(), _events()
     decoder = Timed(clock, prefill_seconds=0.5, step_seconds=0.25)
-    profile = Fake([{"peak": 1}, {"peak": 2}, {"peak": 3}])
+    profile = Fake(memory=[{"peak": 1}, {"peak": 2}, {"peak": 3}])
     work = Workload(4, 3, repetitions=2, warmups=1, threads=1)
     measure.measure(decoder, np.arange(4), work, events.append, profile, clock)
     assert [(e["event"], e["index"]) for e in events] == [
