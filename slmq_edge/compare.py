@@ -39,7 +39,7 @@ UNLIKE = "unlike kinds are never compared"
 DEVICE = "device memory"  # scored where both runs have some: the model is there
 FLOAT_SCHEMES = ("fp32", "fp16", "bf16")
 # Environment: what says nothing about a difference, and by how much loads always differ.
-NOT_COMPARED = ("profile", "frequency_hz", "load_average_end", "engine", "session")
+NOT_COMPARED = ("profile", "frequency_hz", "load_average_end", "engine", "session", "board")
 LOAD_TOLERANCE = 0.5  # runnable tasks, mean of one minute
 
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge.caveats import Caveat, Evidence, doubts
+from slmq_edge.energy import Window
 from slmq_edge.errors import Damaged, NotFound, Unsupported
 from slmq_edge.files import write_text_atomically
+from slmq_edge.runner import resume
 from slmq_edge.runner.manifest import described, graph_of
 
 FORMAT = "slmq-edge-run"
@@ -109,7 +111,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Run:
-    """device_memory: at most, by part. environment's ``session``: what it said of itself."""
+    """device_memory: at most, by part. environment's ``session``: what it said of itself.
+
+    power: by phase, raw. states: what the machine was like before loading and behind every round,
+    as `runner.around.snapshot` has it.
+    """
 
     created: str
     artifact: Artifact
@@ -123,6 +129,8 @@ class Run:
     origin: str
     caveats: tuple[Caveat, ...]
     device_memory: Mapping[str, int] | None = None
+    power: Mapping[str, Window] | None = None
+    states: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def prefill_rate(self) -> Series:
@@ -265,17 +273,20 @@ def assemble(
     ends = [event for event in events if event["event"] == "end"]  # none if killed just before
     workload: Workload = decode(Workload, begins[-1]["workload"], "journal: workload")
     workload = dataclasses.replace(workload, repetitions=wanted or workload.repetitions)
-    taken = [e for e in _all(events, "repetition") if e["index"] < workload.repetitions]
-    repetitions = sorted(taken, key=lambda event: event["index"])
+    _all(events, "repetition")
+    counted = sorted(resume.repetitions(events).items())
+    repetitions = [event for index, event in counted if index < workload.repetitions]
     environment = {
         **begins[0]["environment"],
         "load_average_end": ends[-1]["load_average"] if ends else None,
-        "profile": loads[-1]["profile"],
+        "profile": (ends[-1] if ends else {}).get("profile") or loads[-1]["profile"],
+        "board": begins[-1].get("board"),
     }
     said = [event["session"] for event in [*loads, *ends] if event.get("session")]
     environment |= {"session": said[-1]} if said else {}
     artifact = artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"])
-    series = _series(loads, warmups, repetitions)
+    series = _series(loads, warmups, repetitions) | _put_aside(events)
+    rounds = [*warmups, *repetitions]
     created = datetime.datetime.fromtimestamp(begins[0]["at"], datetime.UTC)
     found = Run(
         created=created.isoformat(timespec="seconds"),
@@ -286,12 +297,16 @@ def assemble(
         golden=golden,
         probe=probe,
         series=series,
-        memory=_memory(loads, [*warmups, *repetitions]),
+        memory=_memory(loads, rounds),
         origin="measured",
         caveats=(),
-        device_memory=_device_memory([*loads, *warmups, *repetitions]),
+        device_memory=_device_memory([*loads, *rounds]),
+        power=_power(events),
+        states=tuple(event["state"] for event in [*loads, *rounds] if event.get("state")),
     )
-    evidence = Evidence(series, environment, dataclasses.asdict(workload), golden, probe)
+    evidence = Evidence(
+        series, environment, dataclasses.asdict(workload), golden, probe, found.states, found.power
+    )
     complete = dataclasses.replace(found, caveats=doubts(evidence))
     return from_document(json.loads(to_json(complete)), "the journal")
 
@@ -364,6 +379,29 @@ def _series(
         "warmup_prefill_seconds": seconds(event["prefill_seconds"] for event in warmups),
         "warmup_decode_seconds": seconds(event["decode_seconds"] for event in warmups),
     }
+
+
+def _put_aside(events: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
+    """Repetitions that were not steady and were taken again: kept, and counted nowhere."""
+    marks = [index for index, event in enumerate(events) if event["event"] == "again"]
+    if not marks:
+        return {}
+    before = [event for event in events[: marks[-1]] if event["event"] == "repetition"]
+    return {
+        f"unsteady_{name}": Series("s", tuple(float(event[name]) for event in before))
+        for name in ("prefill_seconds", "decode_seconds")
+    }
+
+
+def _power(events: Sequence[Mapping[str, Any]]) -> dict[str, Window] | None:
+    """Windows by phase, the last of each; None where there is none."""
+    names = [field.name for field in dataclasses.fields(Window)]
+    found = {
+        event["phase"]: decode(Window, {name: event[name] for name in names}, "journal: power")
+        for event in events
+        if event["event"] == "power"
+    }
+    return found or None
 
 
 def _memory(
