@@ -257,6 +257,7 @@ def _repeat(
     todo: resume.Todo,
     begun: dict[str, Any],
     emit: measure.Emit,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Take the missing repetitions; and all of them once more where they were not steady."""
 
@@ -268,6 +269,7 @@ def _repeat(
             job.workload,
             emit,
             profile,
+            clock,
             missing=missing,
             cool_down=lambda: around.cool_down(profile, before, cool),
         )
