@@ -10,10 +10,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slmq_edge.runner import resume
 from slmq_edge.runner.agent import state, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +61,11 @@ def until(true: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS)
 
 def gone(pids: Sequence[int]) -> bool:
     return all(state.ticks(pid) is None for pid in pids)
+
+
+def attempt(events: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices of the repetitions that count, in the order in which they were taken."""
+    return [e["index"] for e in resume.attempt(events) if e["event"] == "repetition"]
 
 
 if __name__ == "__main__":
