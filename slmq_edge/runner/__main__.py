@@ -1,4 +1,4 @@
-"""Usage: python -m slmq_edge.runner JOB.json (checks the bundle, then measures it).
+"""Usage: python -m slmq_edge.runner JOB.json (checks the bundle, then measures it), or a word.
 
 Events go to the job's journal and, line by line, to stdout. Exit code 0, or 1 after one
 line on stderr; a traceback there is our bug.
@@ -6,18 +6,24 @@ line on stderr; a traceback there is our bug.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Sequence
 
 from slmq_edge.errors import SlmqError, UsageError
-from slmq_edge.runner import job as jobs
 
+WORDS = {"agent": "slmq_edge.runner.agent"}  # word -> the module whose main(arguments) answers it
 MEASURE = "--measure"  # the second process; see job.py
 
 
 def main(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] in WORDS:
+        code: int = importlib.import_module(WORDS[arguments[0]]).main(arguments[1:])
+        return code
+    from slmq_edge.runner import job as jobs
+
     try:
         measuring = bool(arguments) and arguments[0] == MEASURE
         names = arguments[1:] if measuring else arguments
