@@ -15,6 +15,7 @@ import pytest
 
 from slmq_edge.profiles import Board
 from slmq_edge.runner import job, journal
+from slmq_edge.runner.agent import state
 from slmq_edge.runner.measure import Workload
 from tests import supervised, toy_graph
 from tests.supervised import until
@@ -94,7 +95,7 @@ def test_what_was_measured_outlives_the_kernels_kill(tmp_path: Path, group: Path
         with subprocess.Popen([sys.executable, "-c", GREEDY], preexec_fn=enter) as greedy:
             supervisor.wait(supervised.PATIENCE_SECONDS)
             greedy.kill()
-    now = supervised.state.read(tmp_path / "run")
+    now = state.read(tmp_path / "run")
     assert now["state"] == "oom_killed", now
     assert (now["exit_code"], supervisor.returncode) == (-signal.SIGKILL, 1)
     assert 3 <= now["kept"] == _count(path) < WORK.repetitions
@@ -103,7 +104,7 @@ def test_what_was_measured_outlives_the_kernels_kill(tmp_path: Path, group: Path
     kept = journal.read(path)
     with supervised.begin(tmp_path / "run", RUNNER, enter=enter) as supervisor:
         supervisor.wait(supervised.PATIENCE_SECONDS)
-    now = supervised.state.read(tmp_path / "run")
+    now = state.read(tmp_path / "run")
     assert (now["state"], now["kept"]) == ("done", WORK.repetitions)
     events = journal.read(path)
     assert events[: len(kept)] == kept

@@ -34,7 +34,10 @@ Answer = Dict[str, Any]
 
 
 def start(home: Path, request: Mapping[str, Any], root: str = "/") -> Answer:
-    """Start a run, or attach to it where it runs or is done.
+    """Start a run, or attach to it where it runs.
+
+    One that is done is started too: its runner sees that nothing is missing, or that the machine
+    has changed since and all of it is to be taken anew.
 
     Args:
         home: the agent's folder.
@@ -42,7 +45,7 @@ def start(home: Path, request: Mapping[str, Any], root: str = "/") -> Answer:
         root: where /proc is.
 
     Returns:
-        `poll`'s state with ``started``: whether this call did it; or, where another run has the
+        The fields of state.json, and ``attached``: whether it ran before; or, where another run has the
         device, ``state`` "busy" and ``holder``: run, label, since (Unix seconds).
 
     Raises:
@@ -56,9 +59,6 @@ def start(home: Path, request: Mapping[str, Any], root: str = "/") -> Answer:
         return {"state": "busy", "holder": holder}
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(os.close, lock)
-        now = state.read(folder, root)
-        if now["state"] == state.DONE:
-            return {**now, "attached": True}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / state.JOB).write_text(json.dumps(_job(folder, request)), encoding="utf-8")
