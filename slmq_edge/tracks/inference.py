@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmq_edge import devices, errors
+from slmq_edge.assembly import artifact_of, assemble
 from slmq_edge.errors import SlmqError
 from slmq_edge.files import check_output, existing_bundle
 from slmq_edge.profiles import Board
-from slmq_edge.results import Device, Run, artifact_of, assemble, save
+from slmq_edge.results import Device, Run, save
 from slmq_edge.runner import job, journal, measure, runtimes
 from slmq_edge.runner.measure import Workload
 
