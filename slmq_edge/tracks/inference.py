@@ -82,11 +82,15 @@ def of_facts(facts: devices.Facts, gpu: str | None) -> tuple[Device, Board]:
 
 
 class Local:
-    """This machine, in a child process."""
+    """This machine, in a child process. root: where its /proc and /sys are."""
+
+    def __init__(self, root: str = "/") -> None:
+        self._root = root
 
     def device(self, place: runtimes.Place) -> tuple[Device, Board]:
         gpu = runtimes.of(place).check(place).get("gpu")
-        return of_facts(devices.detect(), gpu)
+        device, board = of_facts(devices.detect(self._root), gpu)
+        return device, board._replace(root=self._root)
 
     def run(self, work: job.Job, progress: Progress) -> None:
         _run_child(work, progress)
