@@ -23,10 +23,11 @@ class Board(NamedTuple):
 
     total_rails: sets of rails that add up to the whole device; the first that is there counts.
     maximum_modes: power modes without a limit, best first. power_source: where rails are read, if
-    not where the adapter looks first.
+    not where the adapter looks first. root: where /proc and /sys are.
     """
 
     name: str = ""
     total_rails: tuple[tuple[str, ...], ...] = ()
     maximum_modes: tuple[str, ...] = ()
     power_source: str | None = None
+    root: str = "/"

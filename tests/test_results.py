@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmq_edge import caveats, results
+from slmq_edge import assembly, caveats, results
 from slmq_edge.caveats import Evidence
 from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported
 from slmq_edge.reports import format as text
@@ -101,7 +101,7 @@ def _events(prefills: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 0.5)) -> list[dic
 
 def _run(events: list[dict[str, Any]] | None = None) -> Run:
     facts = {"bandwidth_bytes_per_second": {"value": 1e9, "source": "x"}}
-    return results.assemble(events or _events(), Device("toy-board", "fake", facts), BUNDLE)
+    return assembly.assemble(events or _events(), Device("toy-board", "fake", facts), BUNDLE)
 
 
 # --- values

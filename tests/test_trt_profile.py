@@ -18,7 +18,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from typer.testing import CliRunner
 
-from slmq_edge import results
+from slmq_edge import assembly, results
 from slmq_edge.cli import app
 from slmq_edge.compare import DEVICE, compare
 from slmq_edge.errors import NotFound, SlmqError, UsageError
@@ -176,7 +176,7 @@ def test_a_journal_that_ends_early_keeps_what_the_engine_is(bundle: Path) -> Non
     measured(bundle, listener)
     events = [event for event in listener.events if event["event"] != "end"]
     device = results.Device("x", "cuda", {})
-    run = results.assemble(events, device, manifest.read_bundle(bundle))
+    run = assembly.assemble(events, device, manifest.read_bundle(bundle))
     assert run.artifact.scheme_ran == "mixed"
     assert run.environment["session"]["cuda_graph"] is None
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from slmq_edge.caveats import artifact, machine, repetitions
-from slmq_edge.caveats.evidence import Caveat, Evidence
+from slmq_edge.caveats.evidence import IMPLAUSIBLE, Caveat, Evidence
 
-__all__ = ["CHECKS", "Caveat", "Evidence", "doubts"]
+__all__ = ["CHECKS", "IMPLAUSIBLE", "Caveat", "Evidence", "doubts"]
 
 # The gravest first.
 CHECKS: tuple[Callable[[Evidence], Caveat | None], ...] = (

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from slmq_edge.energy import Window
     from slmq_edge.results import Series
 
+IMPLAUSIBLE = "implausible"  # the code of a figure beyond what its device can do
+
 
 @dataclass(frozen=True)
 class Caveat:

@@ -110,7 +110,8 @@ def check(job: Job, echo: Echo) -> bool:
     place = job.place()
     bundle, runtime = place.bundle, runtimes.of(place)
     measure.check_workload(job.workload, bundle)
-    began = environment.capture(of_runtime=runtime.check(place), power_mode=_mode(job))
+    here, root = runtime.check(place), job.board.root
+    began = environment.capture(root, of_runtime=here, power_mode=_mode(job))
     todo = _prepare(job, began, echo)
     if todo.nothing:
         return False
@@ -218,7 +219,7 @@ def measure_job(job: Job, echo: Echo) -> None:
             log.append(
                 {
                     "event": "end",
-                    "load_average": environment.load_average(),
+                    "load_average": environment.load_average(job.board.root),
                     "session": dict(session.facts()),
                     "profile": dict(profile.facts()),
                 }

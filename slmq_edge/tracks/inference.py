@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from slmq_edge import devices, errors
+from slmq_edge.assembly import artifact_of, assemble
 from slmq_edge.errors import SlmqError
 from slmq_edge.files import check_output, existing_bundle
 from slmq_edge.profiles import Board
-from slmq_edge.results import Device, Run, artifact_of, assemble, save
+from slmq_edge.results import Device, Run, save
 from slmq_edge.runner import job, journal, measure, runtimes
 from slmq_edge.runner.measure import Workload
 
@@ -81,11 +82,15 @@ def of_facts(facts: devices.Facts, gpu: str | None) -> tuple[Device, Board]:
 
 
 class Local:
-    """This machine, in a child process."""
+    """This machine, in a child process. root: where its /proc and /sys are."""
+
+    def __init__(self, root: str = "/") -> None:
+        self._root = root
 
     def device(self, place: runtimes.Place) -> tuple[Device, Board]:
         gpu = runtimes.of(place).check(place).get("gpu")
-        return of_facts(devices.detect(), gpu)
+        device, board = of_facts(devices.detect(self._root), gpu)
+        return device, board._replace(root=self._root)
 
     def run(self, work: job.Job, progress: Progress) -> None:
         _run_child(work, progress)
