@@ -119,28 +119,24 @@ class SshTransport:
         user, at, host = self._host().rpartition("@")
         host = f"[{host}]" if ":" in host else host  # sftp takes a colon for the end of the host
         command = ["sftp", "-b", "-", *self._options("-P"), "--", f"{user}{at}{host}"]
-        with (
-            self._named(),
-            tempfile.TemporaryFile() as said,
-            subprocess.Popen(
+        with self._named(), tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
+            asked.write("\n".join(batch).encode() + b"\n")
+            asked.seek(0)
+            with subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,
+                stdin=asked,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 cwd=stage,
                 start_new_session=True,
-            ) as child,
-        ):
-            try:
-                assert child.stdin is not None
-                child.stdin.write("\n".join(batch).encode() + b"\n")
-                child.stdin.close()
-                while _runs(child):
-                    with contextlib.suppress(LinkLost):  # sftp will tell
-                        look()
-            except BaseException:
-                end(child)
-                raise
+            ) as child:
+                try:
+                    while _runs(child):
+                        with contextlib.suppress(LinkLost):  # sftp will tell
+                            look()
+                except BaseException:
+                    end(child)
+                    raise
             said.seek(0)
             words = said.read().decode("utf-8", "replace")
         if child.returncode == FAILED:
