@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge.errors import Damaged, NotFound, unknown
+from slmq_edge.profiles import Board
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}  # other systems' names
 
@@ -79,6 +80,11 @@ def parse(name: str, text: str) -> Facts:
         if not isinstance(fact.source, str) or not fact.source.strip():
             raise Damaged(f"device sheet {name}: {key} has no source")
     return found
+
+
+def board(facts: Facts) -> Board:
+    """What a profile must be told of this device."""
+    return Board(facts.name)
 
 
 def of_gpu(name: str) -> Facts | None:

@@ -27,7 +27,7 @@ class Cpu(Linux):
 
     @classmethod
     def of(cls, board: Board) -> Cpu:
-        return cls()
+        return cls(board.root)
 
     def energy(self) -> float | None:
         """Joules that all processor packages took since the first call: the machine's, not ours.

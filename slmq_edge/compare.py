@@ -20,12 +20,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from slmq_edge import metrics
+from slmq_edge import differences, energy, metrics
+from slmq_edge.caveats import IMPLAUSIBLE
 from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.results import Run, Series
-from slmq_edge.runner.environment import OF_RUNTIME
 
 Convention = Literal["measured", "paper"]
 Better = Literal["lower", "higher"]
@@ -38,9 +38,7 @@ PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine ha
 UNLIKE = "unlike kinds are never compared"
 DEVICE = "device memory"  # scored where both runs have some: the model is there
 FLOAT_SCHEMES = ("fp32", "fp16", "bf16")
-# Environment: what says nothing about a difference, and by how much loads always differ.
-NOT_COMPARED = ("profile", "frequency_hz", "load_average_end", "engine", "session")
-LOAD_TOLERANCE = 0.5  # runnable tasks, mean of one minute
+RATES = ("tokens/s", "tokens/J")  # more is better; of all else, less
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Value:
 class Row:
     """One quantity of both runs.
 
-    key: stable, for machines. unit: ``B``, ``s``, ``tokens/s``, ``parameters`` or ``MAC``.
+    key: stable, for machines. unit: ``B``, ``s``, one of `RATES`, ``parameters`` or ``MAC``.
     ratio, error: times better than the baseline; None with the ``reason`` why there is none.
     across: both devices' names where the ratio mixes the artifact with the machine.
     """
@@ -107,7 +105,7 @@ def compare(baseline: Run, candidate: Run, convention: Convention = "measured") 
     """Compare ``candidate`` with ``baseline``.
 
     Raises:
-        SlmqError: another workload, or a golden check that failed.
+        SlmqError: another workload, or a figure beyond what its device can do.
         UsageError: no such convention.
     """
     convention = require_convention(convention)
@@ -128,7 +126,7 @@ def compare(baseline: Run, candidate: Run, convention: Convention = "measured") 
         candidate=candidate,
         rows=tuple(rows),
         score=_score([row for key in parts for row in rows if row.key == key], memory),
-        notes=tuple(_notes(baseline, candidate)),
+        notes=tuple(differences.notes(baseline, candidate)),
         refusals=tuple(f"{row.quantity}: {row.reason}" for row in rows if row.reason),
     )
 
@@ -178,6 +176,10 @@ def is_quantized(run: Run) -> bool:
 
 
 def _require_comparable(baseline: Run, candidate: Run) -> None:
+    for role, run in (("baseline", baseline), ("candidate", candidate)):
+        for caveat in run.caveats:
+            if caveat.code == IMPLAUSIBLE:
+                raise SlmqError(f"nothing is compared with the {role}: {caveat.advice}")
     first, second = baseline.workload, candidate.workload
     work = [(run.prompt_tokens, run.new_tokens) for run in (first, second)]
     if work[0] != work[1]:
@@ -190,7 +192,7 @@ def _require_comparable(baseline: Run, candidate: Run) -> None:
 
 def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     tokens, steps = baseline.workload.prompt_tokens, baseline.workload.new_tokens
-    across = _across(baseline, candidate)
+    across = differences.across(baseline, candidate)
 
     def row(key: str, quantity: str, unit: str, get: Callable[[Run], Value]) -> Row:
         label = None if unit == "B" else across
@@ -204,8 +206,26 @@ def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     first = "time to first token"
     yield row("ttft_seconds", first, "s", lambda r: _timed(r.series["prefill_seconds"]))
     yield row("decode_rate", decode, "tokens/s", lambda r: _timed(r.decode_rate))
+    yield from _energy_rows(baseline, candidate)
     yield from _memory_rows(baseline, candidate)
     yield from _device_rows(baseline, candidate)
+
+
+def _energy_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
+    """Tokens per joule, gross, where either run has them; never of one rail against another's."""
+    for phase in energy.WORK:
+        sides = [energy.of(run.power or {}, phase) for run in (baseline, candidate)]
+        told = [one for one in sides if isinstance(one, energy.Energy)]
+        if not told:
+            continue
+        before, after = (
+            Value(one.tokens_per_joule) if isinstance(one, energy.Energy) else None for one in sides
+        )
+        key, label = f"energy.{phase}", differences.across(baseline, candidate)
+        row = _row(key, f"{phase}, tokens per joule", "tokens/J", before, after, label)
+        sources = " against ".join(one.source for one in told)
+        unlike = len({one.source for one in told}) > 1
+        yield _without_ratio(row, f"{sources}: {UNLIKE}" if unlike else None)
 
 
 def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
@@ -220,7 +240,7 @@ def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
                 "B",
                 _memory(baseline, phase, kind),
                 _memory(candidate, phase, kind),
-                _across(baseline, candidate),
+                differences.across(baseline, candidate),
             )
             yield _without_ratio(row, _elsewhere(baseline, candidate))
 
@@ -230,7 +250,7 @@ def _device_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     sides = [run.device_memory or {} for run in (baseline, candidate)]
     for part in dict.fromkeys([*sides[0], *sides[1]]):
         before, after = (Value(of[part]) if part in of else None for of in sides)
-        key, across = f"device_memory.{part}", _across(baseline, candidate)
+        key, across = f"device_memory.{part}", differences.across(baseline, candidate)
         yield _row(key, f"device: {part}", "B", before, after, across)
 
 
@@ -252,7 +272,7 @@ def _without_ratio(row: Row, reason: str | None) -> Row:
 def _peak_row(baseline: Run, candidate: Run, kind: str | None, phases: Sequence[str]) -> Row:
     """The memory that enters the score: ``kind``'s largest value over ``phases``."""
     key = "peak_memory"
-    across = _across(baseline, candidate)
+    across = differences.across(baseline, candidate)
     if kind == DEVICE:
         sides = [run.device_memory or {} for run in (baseline, candidate)]
         both = sides[0].keys() & sides[1].keys()  # a board that shares its memory tells no rest
@@ -302,7 +322,7 @@ def _row(
     candidate: Value | None,
     across: str | None = None,
 ) -> Row:
-    better: Better = "higher" if unit == "tokens/s" else "lower"
+    better: Better = "higher" if unit in RATES else "lower"
     ratio, error, reason = None, None, None
     if baseline is None or candidate is None:
         side = "baseline" if baseline is None else "candidate"
@@ -334,56 +354,6 @@ def _score(rows: Sequence[Row], memory: str | None) -> Score:
     ]
     error = 100**2 / (3 * value) * math.hypot(*known) if known else None
     return Score(value, error, parts, memory, None, across)
-
-
-def _notes(baseline: Run, candidate: Run) -> Iterator[str]:
-    """What a reader must know before the ratios; the gravest first."""
-    first, second = baseline.artifact, candidate.artifact
-    if first.model != second.model:
-        yield f"different models: {first.model} against {second.model}"
-    for role, run in (("baseline", baseline), ("candidate", candidate)):
-        if run.origin != "measured":
-            yield f"the {role} is {run.origin}, not measured"
-    if across := _across(baseline, candidate):
-        yield f"different devices, {across}: memory and speed ratios mix artifact and machine"
-    if first.bundle_sha256 == second.bundle_sha256:
-        yield "both runs are of the same bundle"
-    if first.scheme_ran == "fp32" and second.scheme_ran != "fp32":
-        yield "the baseline stores float32: against float16 its bytes would be about half"
-    for name in ("threads", "repetitions", "warmups"):
-        values = [getattr(run.workload, name) for run in (baseline, candidate)]
-        on_gpu = any(run.environment.get("tensorrt") for run in (baseline, candidate))
-        if values[0] != values[1] and not (on_gpu and name == "threads"):
-            yield f"{name}: {values[0]} against {values[1]}"
-    yield from _environment_notes(baseline, candidate)
-
-
-def _environment_notes(baseline: Run, candidate: Run) -> Iterator[str]:
-    for name in sorted({*baseline.environment, *candidate.environment} - {*NOT_COMPARED}):
-        before, after = baseline.environment.get(name), candidate.environment.get(name)
-        if before == after or (name == "load_average" and _near(before, after)):
-            continue
-        if name in OF_RUNTIME and None in (before, after):  # the runtimes differ, which is said
-            continue
-        yield f"{name}: {_plain(before)} against {_plain(after)}"
-
-
-def _near(before: Any, after: Any) -> bool:
-    numbers = isinstance(before, int | float) and isinstance(after, int | float)
-    return numbers and abs(before - after) <= LOAD_TOLERANCE
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "unknown"
-    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _across(baseline: Run, candidate: Run) -> str | None:
-    before, after = baseline.device, candidate.device
-    if (before.name, before.kind) == (after.name, after.kind):
-        return None
-    return f"{before.name} ({before.kind}) against {after.name} ({after.kind})"
 
 
 def _timed(series: Series) -> Value:

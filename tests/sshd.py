@@ -70,7 +70,18 @@ def find_sshd() -> str:
 
 def make_keys(folder: Path, *names: str) -> None:
     for name in names:
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", folder / name]
+        command = [
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            name,
+            "-f",
+            str(folder / name),
+        ]
         subprocess.run(command, check=True)
 
 

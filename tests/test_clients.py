@@ -156,7 +156,7 @@ def test_the_docs_program_generates_the_same_tokens(
 
 def test_the_runs_settings_are_those_of_the_manifest(bundle: Make, tmp_path: Path) -> None:
     """They are in bundle.json, the runner sets them, and the run shows them."""
-    from slmq_edge.results import artifact_of
+    from slmq_edge.assembly import artifact_of
 
     document = manifest.read_bundle(bundle("stories260K", "w8a8"))
     options = document["runtime"]["session_options"]

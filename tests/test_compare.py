@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from slmq_edge.caveats import Caveat
 from slmq_edge.commands.compare import compare as verb
 from slmq_edge.compare import Value, compare, ratio_of, scored_memory
+from slmq_edge.energy import Window
 from slmq_edge.errors import NotFound, SlmqError, UsageError
 from slmq_edge.results import Artifact, Counts, Device, Run, Series, Workload, load, save
 
@@ -385,3 +386,41 @@ def test_cli_refuses_a_request_before_it_reads(arguments: tuple[str, ...], messa
     result = invoke("-b", "missing.json", "-c", "missing.json", *arguments)
     assert isinstance(result.exception, UsageError)
     assert message in str(result.exception)
+
+
+# --- energy, and figures that cannot be
+
+
+def _watched(watts: float, rail: str = "VDD_IN") -> dict[str, Window]:
+    stamps = (0.0, 0.5, 1.0, 1.5, 2.0)
+    window = Window(2.0, 1, 180, stamps, {rail: (watts,) * 5}, None, (rail,))
+    return {"decode": window}
+
+
+def test_tokens_per_joule_are_compared_on_the_same_rail_alone() -> None:
+    base = run(power=_watched(9.0))
+    row = compare(base, run("w8a8", power=_watched(4.5))).row("energy.decode")
+    assert (row.baseline, row.candidate) == (Value(10.0), Value(20.0))
+    assert (row.ratio, row.better) == (2.0, "higher")
+    other = compare(base, run("w8a8", power=_watched(4.5, "VDD_CPU_GPU_CV"))).row("energy.decode")
+    assert other.ratio is None
+    assert "VDD_IN against VDD_CPU_GPU_CV" in str(other.reason)
+    lacking = compare(base, run("w8a8")).row("energy.decode")
+    assert "the candidate does not have it" in str(lacking.reason)
+    keys = [found.key for found in compare(run(), run("w8a8")).rows]
+    assert "energy.decode" not in keys
+
+
+@pytest.mark.parametrize("role", ["baseline", "candidate"])
+def test_nothing_is_compared_with_a_figure_that_cannot_be(role: str) -> None:
+    wrong = (Caveat("implausible", "decode is above what the memory can deliver", {}),)
+    sides = {"baseline": run(), "candidate": run("w8a8")}
+    sides[role] = dataclasses.replace(sides[role], caveats=wrong)
+    with pytest.raises(SlmqError, match=f"with the {role}: decode is above"):
+        compare(sides["baseline"], sides["candidate"])
+
+
+def test_an_inconclusive_run_is_named_above_the_ratios() -> None:
+    doubt = (Caveat("inconclusive", "measure again", {}),)
+    found = compare(run(), run("w8a8", caveats=doubt))
+    assert "the candidate is inconclusive: its repetitions were not steady" in found.notes

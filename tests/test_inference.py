@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from slmq_edge import results
 from slmq_edge.commands import profile as command
-from slmq_edge.errors import Damaged, MissingExtra, NotFound, SlmqError, UsageError
-from slmq_edge.runner import environment, journal
+from slmq_edge.errors import Damaged, MissingExtra, NotFound, SlmqError, UsageError, as_raised
+from slmq_edge.runner import journal
 from slmq_edge.runner.measure import Workload
 from slmq_edge.tracks import inference
 from tests import toy_graph
@@ -130,7 +130,7 @@ def _leave_journal(bundle: Path, output: Path, work: Workload) -> Path:
     return log
 
 
-def test_a_complete_journal_needs_no_child(bundle: Path, tmp_path: Path) -> None:
+def test_a_complete_journal_is_only_read(bundle: Path, tmp_path: Path) -> None:
     _leave_journal(bundle, tmp_path / "run.json", WORK)
     listener = Listener()
     run = inference.profile(bundle, WORK, tmp_path / "run.json", listener)
@@ -153,9 +153,7 @@ def test_more_or_fewer_repetitions_keep_those_that_were_taken(
     assert listener.count("repetition") == max(0, wanted - len(taken))
 
 
-def test_a_journal_of_something_else_is_started_anew(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_of_something_else_is_started_anew(bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "run.json"
     log = _leave_journal(bundle, output, WORK)
     kept = log.read_bytes()
@@ -163,9 +161,10 @@ def test_a_journal_of_something_else_is_started_anew(
     def reason(work: Workload = WORK) -> str:
         log.write_bytes(kept)
         listener = Listener()
-        missing = inference._missing(log, bundle, work, False, listener)
-        assert missing == tuple(range(work.repetitions))
-        assert not log.exists()
+        run = inference.profile(bundle, work, output, listener, force=True)
+        assert len(run.series["decode_seconds"].values) == work.repetitions
+        assert listener.count("repetition") == work.repetitions
+        assert (tmp_path / "run.journal.jsonl.old").read_bytes() == kept
         return listener.notes()
 
     assert "another workload" in reason(WORK._replace(new_tokens=6))
@@ -174,8 +173,7 @@ def test_a_journal_of_something_else_is_started_anew(
     assert "another bundle" in reason()
     (bundle / "extra").unlink()
     toy_graph.seal(bundle)
-    here = environment.capture()
-    monkeypatch.setattr(environment, "capture", lambda **_: {**here, "kernel": "other"})
+    kept = kept.replace(b'"kernel": "', b'"kernel": "other ')
     assert "the environment has changed (kernel)" in reason()
 
 
@@ -213,7 +211,7 @@ def test_an_inexact_kernel_is_refused_unless_allowed(tmp_path: Path) -> None:
     bundle = toy_graph.write_bundle(tmp_path / "bundle", zero_point=127)
     _refused(bundle, SlmqError, "MatMulInteger is not exact on this CPU")
     output = tmp_path / "run.json"
-    run = inference.profile(bundle, WORK, output, Listener(), allow_inexact=True)
+    run = inference.profile(bundle, WORK, output, Listener(), inference.Options(allow_inexact=True))
     assert run.caveats[0].code == "inexact-integers"
 
 
@@ -225,11 +223,10 @@ def test_what_run_json_would_lack_is_refused_first(bundle: Path) -> None:
 
 
 def test_errors_keep_their_class_across_processes() -> None:
-    refusal = {"error": "MissingExtra", "text": "x is not installed"}
-    error = inference._as_raised(refusal)
+    error = as_raised("MissingExtra", "x is not installed")
     assert type(error) is MissingExtra
     assert str(error) == "x is not installed"
-    assert type(inference._as_raised({"error": "os", "text": ""})) is SlmqError
+    assert type(as_raised("os", "")) is SlmqError
 
 
 # --- the command

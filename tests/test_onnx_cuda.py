@@ -311,7 +311,7 @@ def test_without_the_provider_the_runner_refuses_before_any_work(
     bundle: Path, tmp_path: Path
 ) -> None:
     workload = measure.Workload(8, 4, 1, 0, 1)
-    asked = job.Job(bundle, tmp_path / "journal.jsonl", workload, (0,), "cpu", False)
+    asked = job.Job(bundle, tmp_path / "journal.jsonl", workload, "cpu", False)
     with pytest.raises(Unsupported, match=r"runs on CUDAExecutionProvider.*slmq-edge\[gpu\]"):
         job.check(asked, print)
     assert not (tmp_path / "journal.jsonl").exists()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmq_edge import caveats, results
+from slmq_edge import assembly, caveats, results
 from slmq_edge.caveats import Evidence
 from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported
 from slmq_edge.reports import format as text
@@ -101,7 +101,7 @@ def _events(prefills: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 0.5)) -> list[dic
 
 def _run(events: list[dict[str, Any]] | None = None) -> Run:
     facts = {"bandwidth_bytes_per_second": {"value": 1e9, "source": "x"}}
-    return results.assemble(events or _events(), Device("toy-board", "fake", facts), BUNDLE)
+    return assembly.assemble(events or _events(), Device("toy-board", "fake", facts), BUNDLE)
 
 
 # --- values
@@ -342,3 +342,74 @@ def test_a_run_from_before_grids_were_told_is_still_read() -> None:
     old = results.from_document(document, "old")
     assert (old.artifact.weights, old.artifact.kv_cache) == (None, None)
     assert "weight grid" not in render(old)
+
+
+# --- power, states, a second attempt
+
+
+def _window(phase: str, watts: float, tokens: int) -> dict[str, Any]:
+    return {
+        "event": "power",
+        "phase": phase,
+        "seconds": 2.0,
+        "rounds": 2,
+        "tokens": tokens,
+        "stamps": [0.0, 0.5, 1.0, 1.5, 2.0],
+        "watts": {"VDD_IN": [watts] * 5},
+        "counter_joules": None,
+        "total_rails": ["VDD_IN"],
+    }
+
+
+def test_windows_of_power_are_kept_raw_and_reported(tmp_path: Path) -> None:
+    events = _events()
+    windows = [_window("idle", 4.0, 0), _window("prefill", 12.0, 480), _window("decode", 9.0, 90)]
+    run = _run([*events[:3], windows[0], *events[3:-1], *windows[1:], events[-1]])
+    assert run.power is not None
+    assert run.power["decode"].watts == {"VDD_IN": (9.0,) * 5}
+    results.save(run, tmp_path / "run.json")
+    assert results.load(tmp_path / "run.json") == run
+    shown = render(run)
+    assert "Energy of the whole device (VDD_IN; idle 4.00 W)" in shown
+    assert "12.0 W, 20.0 tok/J; above idle 30.0 tok/J (5 readings in 2.00 s)" in shown
+    assert "9.00 W, 5.00 tok/J; above idle 9.00 tok/J" in shown
+
+
+def test_energy_that_was_not_told_says_why() -> None:
+    events = _events()
+    few = {**_window("decode", 9.0, 90), "stamps": [0.0, 2.0], "watts": {"VDD_IN": [9.0, 9.0]}}
+    shown = render(_run([*events[:-1], few, events[-1]]))
+    assert "not told: 2 readings in 2.00 s: 5 are needed" in shown
+    events[3]["profile"] = {"kind": "cpu", "reasons": {"energy": "no RAPL counter"}}
+    assert "not told: no RAPL counter" in render(_run(events))
+
+
+def test_states_are_kept_and_reported() -> None:
+    events = _events()
+    state = {
+        "clocks_hz": {"gpu": 1.02e9, "emc": None},
+        "temperatures_celsius": {"tj": 61.0},
+        "mode": {"name": "MAXN_SUPER", "id": 2},
+    }
+    begun = {**state, "temperatures_celsius": {"tj": 48.0}}
+    for event in events:
+        if event["event"] in ("load", "warmup", "repetition"):
+            event["state"] = begun if event["event"] == "load" else state
+    events[0]["environment"] = {**ENVIRONMENT, "power_mode": "MAXN_SUPER (2)"}
+    run = _run(events)
+    assert len(run.states) == 7
+    shown = render(run)
+    assert "power mode  MAXN_SUPER (2)" in shown
+    assert "1020 MHz" in shown
+    assert "tj: 48 at first, 61 degrees C at most" in shown
+    assert "emc" not in shown
+
+
+def test_a_second_attempt_replaces_the_first_which_is_kept_aside() -> None:
+    events = _events()
+    first = [_round("repetition", index, 0.5, 3.0 + index) for index in range(5)]
+    again = {"event": "again", "drift": {"decode_seconds": 0.4}}
+    run = _run([*events[:5], *first, again, *events[5:]])
+    assert run.series["decode_seconds"].values == (2.0,) * 5
+    assert run.series["unsteady_decode_seconds"].values == (3.0, 4.0, 5.0, 6.0, 7.0)
+    assert "measured-again" in [caveat.code for caveat in run.caveats]

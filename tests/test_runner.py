@@ -393,7 +393,7 @@ def test_prompts_are_golden_tokens_over_again(bundle: Path) -> None:
 def test_nothing_is_measured_without_a_check(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_text("")
-    work = job.Job(bundle, path, Workload(4, 4, 1, 0, 1), (0,), "fake", False)
+    work = job.Job(bundle, path, Workload(4, 4, 1, 0, 1), "fake", False)
     with pytest.raises(SlmqError, match="has not passed its golden check"):
         job.measure_job(work, lambda line: None)
     assert path.read_text() == ""

@@ -18,14 +18,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from typer.testing import CliRunner
 
-from slmq_edge import results
+from slmq_edge import assembly, results
 from slmq_edge.cli import app
 from slmq_edge.compare import DEVICE, compare
 from slmq_edge.errors import NotFound, SlmqError, UsageError
 from slmq_edge.reports.compare import terminal
 from slmq_edge.reports.profile import render
 from slmq_edge.results import Run
-from slmq_edge.runner import environment, journal, manifest, runtimes
+from slmq_edge.runner import environment, journal, manifest, resume, runtimes
 from slmq_edge.runner.measure import Workload
 from slmq_edge.runner.runtimes import Place
 from slmq_edge.tracks import inference
@@ -76,12 +76,15 @@ def usual(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         installed(patch, tmp_path_factory.mktemp("site"))
         toy_trt.write_engine(made, home / "engines")
         output = home / "run.json"
-        return inference.profile(made, WORK, output, Listener(), engines=home / "engines")
+        return inference.profile(
+            made, WORK, output, Listener(), inference.Options(engines=home / "engines")
+        )
 
 
 def measured(bundle: Path, listener: Any = None, **options: Any) -> Run:
     output = bundle.parent / "run.json"
-    return inference.profile(bundle, WORK, output, listener or Listener(), force=True, **options)
+    asked = inference.Options(**options)
+    return inference.profile(bundle, WORK, output, listener or Listener(), asked, force=True)
 
 
 # --- profile
@@ -160,7 +163,8 @@ def test_an_interrupted_run_is_resumed_on_the_same_engine(bundle: Path) -> None:
     toy_trt.write_engine(bundle, bundle.parent / "other", built_at=1.0)
     other = json.loads(json.dumps(dict(kept[0]["environment"])))
     here = environment.capture(of_runtime={**other, "engine": "another"})
-    assert "engine" in inference._other(kept, bundle, long, False, environment.identity(here))  # type: ignore[operator]
+    asked = kept[0]["bundle_sha256"], long._asdict(), False, environment.identity(here)
+    assert "(engine)" in str(resume.other(kept, *asked))
 
 
 def test_a_journal_that_ends_early_keeps_what_the_engine_is(bundle: Path) -> None:
@@ -172,7 +176,7 @@ def test_a_journal_that_ends_early_keeps_what_the_engine_is(bundle: Path) -> Non
     measured(bundle, listener)
     events = [event for event in listener.events if event["event"] != "end"]
     device = results.Device("x", "cuda", {})
-    run = results.assemble(events, device, manifest.read_bundle(bundle))
+    run = assembly.assemble(events, device, manifest.read_bundle(bundle))
     assert run.artifact.scheme_ran == "mixed"
     assert run.environment["session"]["cuda_graph"] is None
 

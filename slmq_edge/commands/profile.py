@@ -82,10 +82,8 @@ def profile(
             workload,
             target,
             bar.show,
-            allow_inexact=allow_inexact,
+            inference.Options(allow_inexact, runtime, engines),
             force=force,
-            runtime=runtime,
-            engines=engines,
         )
     typer.echo(to_json(run) if as_json else render(run), nl=False)
     typer.echo(f"written: {target}", err=True)

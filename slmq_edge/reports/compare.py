@@ -7,6 +7,7 @@ A new format is a function from `Comparison` to text, ending in a newline, and a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import textwrap
@@ -41,6 +42,7 @@ TEXTS: dict[str, Callable[[float], str]] = {
     "B": bytes_text,
     "s": seconds_text,
     "tokens/s": rate_text,
+    "tokens/J": functools.partial(rate_text, unit="tok/J"),
     "parameters": count_text,
     "MAC": count_text,
 }

@@ -30,6 +30,10 @@ def rate_text(per_second: float | None, unit: str = "tok/s") -> str:
     return UNKNOWN if per_second is None else f"{_three_digits(per_second)} {unit}"
 
 
+def watts_text(watts: float | None) -> str:
+    return UNKNOWN if watts is None else f"{_three_digits(watts)} W"
+
+
 def share_text(share: float | None) -> str:
     return UNKNOWN if share is None else f"{100 * share:.1f} %"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from slmq_edge import energy
 from slmq_edge.reports.format import (
     bytes_text,
     count_text,
@@ -11,6 +14,7 @@ from slmq_edge.reports.format import (
     scheme_text,
     seconds_text,
     share_text,
+    watts_text,
 )
 from slmq_edge.results import Run, Series
 
@@ -35,6 +39,8 @@ def render(run: Run) -> str:
         _section("Speed (median [width of the middle half])", _speed(run)),
         _section("Memory of the process, by phase", _memory(run)),
         *_on_device(run),
+        *_energy(run),
+        *_machine(run),
         _section("Checked on this device", _checks(run)),
     ]
     if run.caveats:
@@ -126,6 +132,56 @@ def _on_device(run: Run) -> list[str]:
     rows = [(DEVICE_NAMES.get(part, part), bytes_text(n)) for part, n in run.device_memory.items()]
     total = bytes_text(sum(run.device_memory.values()))
     return [_section("Memory on the device, at most", [*rows, ("all of it", total)])]
+
+
+def _energy(run: Run) -> list[str]:
+    """A section of joules where windows were taken, with the reason where they tell none."""
+    if run.power is None:
+        reason = (run.environment.get("profile") or {}).get("reasons", {}).get("energy")
+        return [] if reason is None else [_section("Energy", [("", f"not told: {reason}")])]
+    found = {phase: energy.of(run.power, phase) for phase in energy.WORK}
+    sources = {one.source for one in found.values() if isinstance(one, energy.Energy)}
+    rest = next((one.idle_watts for one in found.values() if isinstance(one, energy.Energy)), None)
+    idle = "" if rest is None else f"; idle {watts_text(rest)}"
+    title = f"Energy of the whole device ({', '.join(sources) or 'not told'}{idle})"
+    return [_section(title, [(phase, _energy_text(one)) for phase, one in found.items()])]
+
+
+def _energy_text(found: energy.Energy | str) -> str:
+    if isinstance(found, str):
+        return f"not told: {found}"
+    above = found.tokens_per_joule_above_idle
+    more = "" if above is None else f"; above idle {rate_text(above, 'tok/J')}"
+    window = f"{found.samples} readings in {seconds_text(found.seconds)}"
+    text = f"{watts_text(found.watts)}, {rate_text(found.tokens_per_joule, 'tok/J')}{more}"
+    return f"{text} ({window})"
+
+
+def _machine(run: Run) -> list[str]:
+    """A section of mode, clocks and heat, of what the machine tells."""
+    rows = []
+    if mode := run.environment.get("power_mode"):
+        rows.append(("power mode", str(mode)))
+    behind = run.states[1:] or run.states
+    clocks = _told(behind, "clocks_hz")
+    for domain, values in clocks.items():
+        rows.append((f"clock, {domain}", f"{statistics.median(values) / 1e6:.0f} MHz"))
+    heat = _told(run.states, "temperatures_celsius")
+    if heat:
+        zone = max(heat, key=lambda name: max(heat[name]))
+        first, most = heat[zone][0], max(heat[zone])
+        rows.append(("warmest", f"{zone}: {first:.0f} at first, {most:.0f} degrees C at most"))
+    return [_section("Machine", rows)] if rows else []
+
+
+def _told(states: Iterable[Mapping[str, Any]], field: str) -> dict[str, list[float]]:
+    """Name -> the values that were told, in order; without names of which none was."""
+    found: dict[str, list[float]] = {}
+    for state in states:
+        for name, value in (state.get(field) or {}).items():
+            if value is not None:
+                found.setdefault(name, []).append(value)
+    return found
 
 
 def _checks(run: Run) -> list[tuple[str, str]]:

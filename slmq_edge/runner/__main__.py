@@ -1,7 +1,7 @@
-"""Usage: python -m slmq_edge.runner JOB.json (checks the bundle, then measures it), or a word.
+"""Usage: python -m slmq_edge.runner JOB.json (checks the bundle, then measures it), or WORD ...
 
 Events go to the job's journal and, line by line, to stdout. Exit code 0, or 1 after one
-line on stderr; a traceback there is our bug.
+line on stderr; a traceback there is our bug. The words are what a board is asked over ssh.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ from typing import Sequence
 
 from slmq_edge.errors import SlmqError, UsageError
 
-WORDS = {"agent": "slmq_edge.runner.agent"}  # word -> the module whose main(arguments) answers it
 MEASURE = "--measure"  # the second process; see job.py
+# Word -> the module whose ``main`` takes the rest of the line. They need no numpy to be imported.
+WORDS = {
+    "agent": "slmq_edge.runner.agent",
+    "supervise": "slmq_edge.runner.agent.supervise",
+    "doctor": "slmq_edge.runner.doctor",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in WORDS:
-        code: int = importlib.import_module(WORDS[arguments[0]]).main(arguments[1:])
-        return code
+        module = importlib.import_module(WORDS[arguments[0]])
+        return int(module.main(arguments[1:]))
+    return _job(arguments)
+
+
+def _job(arguments: Sequence[str]) -> int:
     from slmq_edge.runner import job as jobs
 
     try:
@@ -34,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         if measuring:
             jobs.measure_job(job, _echo)
             return 0
-        jobs.check(job, _echo)
+        if not jobs.check(job, _echo):
+            return 0
         jobs.replace_process(job_file)
     except SlmqError as error:
         _echo(json.dumps({"error": type(error).__name__, "text": str(error)}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -34,16 +35,27 @@ IDENTITY = (
     "python",
     "numpy",
     "onnxruntime",
+    "l4t",
+    "power_mode",
     *OF_RUNTIME,
 )
 
 CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
+CACHES = "sys/devices/system/cpu/cpu[0-9]*/cache/index[0-9]*"
+TEGRA_RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
 
 
-def capture(root: str = "/", of_runtime: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def capture(
+    root: str = "/",
+    of_runtime: Mapping[str, Any] | None = None,
+    power_mode: str | None = None,
+) -> dict[str, Any]:
     """Describe this machine; files are read below ``root``. onnxruntime is not imported.
 
-    of_runtime: what a runtime says of itself and its device; see `runtimes.Runtime.check`.
+    Args:
+        root: where /proc and /sys are.
+        of_runtime: what a runtime says of itself and its device; see `runtimes.Runtime.check`.
+        power_mode: that the machine is in, as its profile says.
     """
     top = Path(root)
     cpuinfo = _keyed(_text(top / "proc/cpuinfo"))
@@ -59,6 +71,9 @@ def capture(root: str = "/", of_runtime: Mapping[str, Any] | None = None) -> dic
         "memory_total_bytes": _memory_total(top),
         "kernel": _text(top / "proc/sys/kernel/osrelease"),
         "os": _os_release(_text(top / "etc/os-release")),
+        "l4t": l4t(_text(top / "etc/nv_tegra_release")),
+        "power_mode": power_mode,
+        "cache_bytes": cache_bytes(root),
         "python": platform.python_version(),
         "numpy": _version("numpy"),
         "onnxruntime": _version("onnxruntime") or _version("onnxruntime-gpu"),
@@ -91,6 +106,24 @@ def load_average(root: str = "/") -> float | None:
         return float(text.split()[0]) if text else None
     except ValueError:
         return None
+
+
+def l4t(release: str | None) -> str | None:
+    """Return a Jetson's release, 36.4.7, from the text of /etc/nv_tegra_release."""
+    found = TEGRA_RELEASE.match(release or "")
+    return None if found is None else f"{found.group(1)}.{found.group(2)}"
+
+
+def cache_bytes(root: str = "/") -> int | None:
+    """Return the bytes of all last-level caches together: what weights need not leave."""
+    found: dict[tuple[int, str], int] = {}
+    for cache in Path(root).glob(CACHES):
+        level, cores, size = (_text(cache / f) for f in ("level", "shared_cpu_list", "size"))
+        count = _kilo((size or "").rstrip("K"), 1024)
+        if level and level.isdecimal() and cores and count:
+            found[int(level), cores] = count
+    last = max((level for level, _ in found), default=0)
+    return sum(count for (level, _), count in found.items() if level == last) or None
 
 
 def _text(path: Path) -> str | None:

@@ -53,7 +53,8 @@ class Decoder(Protocol):
         self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
     ) -> tuple[Any, Any]: ...
 
-    def step(self, tokens: Any, cache: Any) -> tuple[Any, Any]: ...
+    def step(self, tokens: Any, cache: Any) -> tuple[Any, Any]:
+        """One more token on a cache, which can be stepped from again until the next prefill."""
 
 
 class Limits(NamedTuple):

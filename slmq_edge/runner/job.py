@@ -6,6 +6,9 @@ of that would be counted as memory of the measurement. So the checking process, 
 done, replaces itself by the measuring one (execve: the same process id, memory from zero),
 which begins only where the journal says that this bundle has passed. POSIX systems only.
 
+The journal is also what a job that was interrupted goes on from: both processes take from it what
+is missing still, and a journal of another bundle, workload or machine is put aside.
+
 Loading is timed from a warm page cache: the check has just read every file.
 """
 
@@ -20,23 +23,43 @@ from typing import Any, Callable, NamedTuple, NoReturn
 
 import slmq_edge
 from slmq_edge.errors import Damaged, SlmqError
+from slmq_edge.profiles import Board, Profile
 from slmq_edge.profiles import load as load_profile
-from slmq_edge.runner import environment, golden, journal, manifest, measure, probe, runtimes
+from slmq_edge.runner import (
+    around,
+    environment,
+    golden,
+    journal,
+    manifest,
+    measure,
+    probe,
+    resume,
+    runtimes,
+    windows,
+)
 from slmq_edge.runner.runtimes import Place
 
+AGAIN_COOL_SECONDS = 20.0  # the longest wait before each repetition of a second attempt
 Echo = Callable[[str], object]
 
 
 class Job(NamedTuple):
-    """engines: where those for TensorRT are; None: in the bundle's folder."""
+    """What to measure, and how.
+
+    engines: where those for TensorRT are; None: in the bundle's folder. board: what the profile
+    must be told. power_seconds: the least length of a window of energy; 0: none are taken.
+    cool_down_seconds: the longest wait before a repetition.
+    """
 
     bundle: Path
     journal: Path
     workload: measure.Workload
-    missing: tuple[int, ...]  # indices of the repetitions to take
     profile: str
     allow_inexact: bool
     engines: Path | None = None
+    board: Board = Board()
+    power_seconds: float = 2.0
+    cool_down_seconds: float = 0.0
 
     def place(self) -> Place:
         """The bundle, read, and how it is to run."""
@@ -51,6 +74,7 @@ def write(job: Job, path: Path) -> None:
         "journal": str(job.journal),
         "workload": job.workload._asdict(),
         "engines": None if job.engines is None else str(job.engines),
+        "board": job.board._asdict(),
     }
     path.write_text(json.dumps(document), encoding="utf-8")
 
@@ -61,24 +85,30 @@ def read(path: Path) -> Job:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["workload"] = measure.Workload(**fields["workload"])
         fields["bundle"], fields["journal"] = Path(fields["bundle"]), Path(fields["journal"])
-        fields["missing"] = tuple(fields["missing"])
         fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
+        fields["board"] = Board.of(fields.get("board", {}))
         return Job(**fields)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{path} is not a job: {error}") from error
 
 
-def check(job: Job, echo: Echo) -> None:
+def check(job: Job, echo: Echo) -> bool:
     """Check files, runtime, integers and golden prompts; every result is an event.
+
+    Returns whether anything is to be measured still: where not, nothing is checked either.
 
     Raises:
         SlmqError: something is not as promised; nothing has been timed.
     """
     place = job.place()
     bundle, runtime = place.bundle, runtimes.of(place)
-    began = environment.capture(of_runtime=runtime.check(place))
-    manifest.verify(job.bundle, bundle.get("files", {}))
     measure.check_workload(job.workload, bundle)
+    here, root = runtime.check(place), job.board.root
+    began = environment.capture(root, of_runtime=here, power_mode=_mode(job))
+    todo = _prepare(job, began, echo)
+    if todo.nothing:
+        return False
+    manifest.verify(job.bundle, bundle.get("files", {}))
     with journal.Journal(job.journal, echo) as log:
         log.append(
             {
@@ -89,6 +119,7 @@ def check(job: Job, echo: Echo) -> None:
                 "environment": began,
                 "at": time.time(),
                 "pid": os.getpid(),
+                "board": job.board._asdict(),
             }
         )
         exactness = runtime.probe(place)
@@ -99,6 +130,39 @@ def check(job: Job, echo: Echo) -> None:
         arrays = golden.load(golden.golden_file(job.bundle, bundle))
         report = golden.check(session, arrays, golden.limits(bundle))
         log.append({"event": "golden", "report": report._asdict()})
+    return True
+
+
+def _mode(job: Job) -> str | None:
+    profile = load_profile(job.profile, job.board)
+    try:
+        mode = profile.mode()
+        return None if mode is None else str(mode)
+    finally:
+        profile.close()
+
+
+def _prepare(job: Job, here: dict[str, Any], echo: Echo) -> resume.Todo:
+    """What is to take; a journal of something else is put aside, and it is said."""
+    wanted = job.workload.repetitions
+    if not job.journal.exists():
+        return resume.todo([], wanted, job.power_seconds)
+    with journal.Journal(job.journal):  # nobody else's
+        events = journal.read(job.journal)
+        digest = manifest.sha256(job.bundle / manifest.BUNDLE_FILE)
+        asked = job.workload._asdict()
+        reason = resume.other(events, digest, asked, job.allow_inexact, environment.identity(here))
+        if reason:
+            aside = job.journal.with_name(job.journal.name + ".old")
+            os.replace(job.journal, aside)
+            events = []
+    todo = resume.todo(events, wanted, job.power_seconds)
+    done = wanted - len(todo.repetitions)
+    text = f"resuming: {done} of {wanted} repetitions are there already"
+    if reason:
+        text = f"starting anew: {reason}; its journal is kept in {aside.name}"
+    echo(json.dumps({"event": "note", "text": text, "done": done}))
+    return todo
 
 
 def replace_process(job_file: Path) -> NoReturn:
@@ -113,7 +177,7 @@ def replace_process(job_file: Path) -> NoReturn:
 
 
 def measure_job(job: Job, echo: Echo) -> None:
-    """Load the graph and take the repetitions that are missing.
+    """Load the graph and take what is missing: windows of energy, repetitions.
 
     Raises:
         SlmqError: the journal does not say that this bundle has passed its check.
@@ -122,38 +186,100 @@ def measure_job(job: Job, echo: Echo) -> None:
     place = job.place()
     golden_file = golden.golden_file(job.bundle, place.bundle)
     prompt = golden.prompt_tokens(golden_file, job.workload.prompt_tokens)
-    profile = load_profile(job.profile)
-    load = runtimes.of(place).prepare(place, graph)
-    with journal.Journal(job.journal, echo) as log:
-        memory = {"start": dict(profile.memory())}
-        profile.reset_peak()
-        started = time.perf_counter()
-        session = load()
-        seconds = time.perf_counter() - started
-        memory["load"] = dict(profile.memory())
-        log.append(
-            {
-                "event": "load",
-                "seconds": seconds,
-                "memory": memory,
-                "kv_bytes_per_token": session.kv_bytes_per_token,
-                "profile": dict(profile.facts()),
-                "session": dict(session.facts()),
-                **_device(session),
-            }
+    profile = load_profile(job.profile, job.board)
+    try:
+        with journal.Journal(job.journal, echo) as log:
+            todo = resume.todo(
+                journal.read(job.journal), job.workload.repetitions, job.power_seconds
+            )
+            metered = bool(todo.windows) and windows.has_meter(profile)
+            if metered and "idle" in todo.windows:
+                window = windows.idle(profile, job.power_seconds)
+                log.append({"event": "power", **window._asdict()})
+            load = runtimes.of(place).prepare(place, graph)
+            session, begun = _load(load, profile, log)
+
+            def emit(event: dict[str, Any]) -> None:
+                log.append({**event, **_device(session)})
+
+            _repeat(job, session, prompt, profile, todo, begun, emit)
+            if metered:
+                seconds, left = job.power_seconds, todo.windows
+                for window in windows.of_work(
+                    session, prompt, job.workload, profile, seconds, left
+                ):
+                    log.append({"event": "power", **window._asdict()})
+            log.append(
+                {
+                    "event": "end",
+                    "load_average": environment.load_average(job.board.root),
+                    "session": dict(session.facts()),
+                    "profile": dict(profile.facts()),
+                }
+            )
+    finally:
+        profile.close()
+
+
+def _load(
+    load: Callable[[], runtimes.Session], profile: Profile, log: journal.Journal
+) -> tuple[runtimes.Session, dict[str, Any]]:
+    """Load the graph, timed, as an event; and what the machine was like before."""
+    begun = around.snapshot(profile)
+    memory = {"start": dict(profile.memory())}
+    profile.reset_peak()
+    started = time.perf_counter()
+    session = load()
+    seconds = time.perf_counter() - started
+    memory["load"] = dict(profile.memory())
+    log.append(
+        {
+            "event": "load",
+            "seconds": seconds,
+            "memory": memory,
+            "kv_bytes_per_token": session.kv_bytes_per_token,
+            "profile": dict(profile.facts()),
+            "session": dict(session.facts()),
+            "state": begun,
+            **_device(session),
+        }
+    )
+    return session, begun
+
+
+def _repeat(
+    job: Job,
+    session: runtimes.Session,
+    prompt: Any,
+    profile: Profile,
+    todo: resume.Todo,
+    begun: dict[str, Any],
+    emit: measure.Emit,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Take the missing repetitions; and all of them once more where they were not steady."""
+
+    def take(missing: tuple[int, ...], cool: float) -> None:
+        before = begun["temperatures_celsius"]
+        measure.measure(
+            session,
+            prompt,
+            job.workload,
+            emit,
+            profile,
+            clock,
+            missing=missing,
+            cool_down=lambda: around.cool_down(profile, before, cool),
         )
 
-        def emit(event: dict[str, Any]) -> None:
-            log.append({**event, **_device(session)})
-
-        measure.measure(session, prompt, job.workload, emit, profile, missing=job.missing)
-        log.append(
-            {
-                "event": "end",
-                "load_average": environment.load_average(),
-                "session": dict(session.facts()),
-            }
-        )
+    patient = max(job.cool_down_seconds, AGAIN_COOL_SECONDS)
+    if todo.repetitions:
+        take(todo.repetitions, patient if todo.again else job.cool_down_seconds)
+    changes = resume.drifts(journal.read(job.journal))
+    if todo.again or not changes:
+        return
+    emit({"event": "again", "drift": changes})
+    take(tuple(range(job.workload.repetitions)), patient)
 
 
 def _device(session: runtimes.Session) -> dict[str, Any]:

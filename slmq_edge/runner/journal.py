@@ -2,14 +2,20 @@
 
 ======================  ====================================================================
 begin                   bundle_sha256, workload, allow_inexact, environment, at (Unix
-                        seconds), pid; one for every process that worked on the run
+                        seconds), pid, board; one for every process that worked on the run
 probe                   result: operator, exact, largest_error (null for a bundle of floats)
 golden                  report: the fields of `golden.GoldenReport`
+power                   the fields of `windows.Window`
 load                    seconds, memory {phase: {kind: bytes}}, kv_bytes_per_token, profile,
-                        session
-warmup, repetition      index, prefill_seconds, decode_seconds, decode_step_seconds, memory
-end                     load_average, session
+                        session, state
+warmup, repetition      index, prefill_seconds, decode_seconds, decode_step_seconds, memory,
+                        cooled_seconds, state
+again                   drift {series: share}: the repetitions before it were not steady, and
+                        those behind it take their place
+end                     load_average, session, profile
 ======================  ====================================================================
+
+``state`` is what `around.snapshot` sees behind what was timed.
 
 ``session`` is what the session says of itself, then and at the end; older journals have none. Where
 a device has memory of its own, ``load`` and every round have device_memory {part: bytes}.
@@ -30,6 +36,8 @@ from typing import IO, Any, Callable
 from slmq_edge.errors import Damaged, SlmqError
 
 NUMBER = (int, float)
+OF_NAMES = ("total_rails",)  # lists of text; all others are of numbers
+OBJECTS = ("session", "state", "board", "profile")  # that an event may lack
 FIELDS: dict[str, dict[str, Any]] = {
     "begin": {
         "bundle_sha256": str,
@@ -49,6 +57,17 @@ FIELDS: dict[str, dict[str, Any]] = {
         "decode_step_seconds": list,
         "memory": dict,
     },
+    "power": {
+        "phase": str,
+        "seconds": NUMBER,
+        "rounds": int,
+        "tokens": int,
+        "stamps": list,
+        "watts": dict,
+        "counter_joules": (int, float, type(None)),
+        "total_rails": list,
+    },
+    "again": {"drift": dict},
     "end": {"load_average": (int, float, type(None))},
 }
 FIELDS["repetition"] = FIELDS["warmup"]
@@ -133,7 +152,7 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
         value = event.get(field)
         if field not in event or not isinstance(value, kind) or not _is_sound(field, value):
             return None
-    if not isinstance(event.get("session", {}), dict) or not _are_bytes(event):
+    if not all(isinstance(event.get(name, {}), dict) for name in OBJECTS) or not _are_bytes(event):
         return None
     return event  # type: ignore[no-any-return]
 
@@ -146,6 +165,8 @@ def _are_bytes(event: dict[str, Any]) -> bool:
 def _is_sound(field: str, value: object) -> bool:
     """Refuse what JSON allows and arithmetic does not: NaN, true for 1, text in a list."""
     if isinstance(value, list):
+        if field in OF_NAMES:
+            return all(isinstance(item, str) for item in value)
         return all(isinstance(item, NUMBER) and _is_sound(field, item) for item in value)
     if isinstance(value, bool):
         return field == "allow_inexact"

@@ -14,6 +14,7 @@ import numpy as np
 
 from slmq_edge.errors import Damaged, UsageError
 from slmq_edge.profiles import Profile
+from slmq_edge.runner import around
 from slmq_edge.runner.golden import Decoder
 from slmq_edge.runner.manifest import described
 
@@ -71,6 +72,7 @@ def measure(
     profile: Profile,
     clock: Callable[[], float] = time.perf_counter,
     missing: Sequence[int] | None = None,
+    cool_down: Callable[[], float] = lambda: 0.0,
 ) -> None:
     """Warm up, then repeat; every warm-up and repetition is an event before the next begins.
 
@@ -79,16 +81,19 @@ def measure(
         prompt: int64 [prompt_tokens].
         workload: how many of everything.
         emit: takes the events ``warmup`` and ``repetition`` of `journal`.
-        profile: reads the memory.
+        profile: reads the memory, and what the machine is like behind every round.
         clock: seconds, monotonic.
         missing: indices of the repetitions to take; None: all of them.
+        cool_down: waits before every repetition and returns the seconds of that.
     """
     todo = range(workload.repetitions) if missing is None else missing
     rounds = [("warmup", index) for index in range(workload.warmups)]
     rounds += [("repetition", index) for index in todo]
     for name, index in rounds:
+        waited = cool_down() if name == "repetition" else 0.0
         timing = once(session, prompt, workload.new_tokens, profile, clock)
-        emit({"event": name, "index": index, **timing._asdict()})
+        state = {"cooled_seconds": waited, "state": around.snapshot(profile)}
+        emit({"event": name, "index": index, **timing._asdict(), **state})
 
 
 def once(

@@ -1,7 +1,8 @@
-"""The inference track: run a bundle on this machine in a child process, and lose nothing.
+"""The inference track: run a bundle on a machine, this one or a board, and lose nothing.
 
-The child is the device's runner. Its journal lies next to the output until run.json is
-written, so that a run that was killed is taken up again where it stopped.
+Here a child process runs it, on a board the same runner over ssh (`slmq_edge.remote`). The journal
+lies next to the output until run.json is written, so that a run that was killed is taken up again
+where it stopped.
 """
 
 from __future__ import annotations
@@ -12,20 +13,90 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from slmq_edge import devices, errors
+from slmq_edge.assembly import artifact_of, assemble
 from slmq_edge.errors import SlmqError
 from slmq_edge.files import check_output, existing_bundle
-from slmq_edge.results import Device, Run, artifact_of, assemble, save
-from slmq_edge.runner import environment, job, journal, manifest, measure, runtimes
+from slmq_edge.profiles import Board
+from slmq_edge.results import Device, Run, save
+from slmq_edge.runner import job, journal, measure, runtimes
 from slmq_edge.runner.measure import Workload
 
-KIND, GPU = "cpu", "cuda"
+GPU = "cuda"  # the adapter of one that has no sheet
 LAST_WORDS = 3  # lines of a dead child's stderr that are worth repeating
 
 Progress = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a bundle is measured; see `runner.job.Job` for the seconds.
+
+    runtime: what the bundle must be for, a key of `runtimes.FAMILIES`; None: whatever it is.
+    engines: where engines for TensorRT are; None: in the bundle's folder. power_source: where
+    rails are read, where that is asked for.
+    """
+
+    allow_inexact: bool = False
+    runtime: str | None = None
+    engines: Path | None = None
+    power_seconds: float = 2.0
+    cool_down_seconds: float = 0.0
+    power_source: str | None = None
+
+
+class Machine(Protocol):
+    """Where a job runs."""
+
+    def device(self, place: runtimes.Place) -> tuple[Device, Board]:
+        """What this machine is, and what its profile must be told.
+
+        Raises:
+            SlmqError: it cannot run this bundle; nothing has been sent or started.
+        """
+
+    def run(self, work: job.Job, progress: Progress) -> None:
+        """Return when ``work.journal``, a file here, holds all events of the finished job.
+
+        Raises:
+            SlmqError: the job was refused or ended; what it had measured is kept.
+        """
+
+    def forget(self) -> None:
+        """run.json is written: whatever the machine kept of the job may go."""
+
+
+def of_facts(facts: devices.Facts, gpu: str | None) -> tuple[Device, Board]:
+    """A machine, or the GPU of it that runs; on a Jetson the two are one.
+
+    gpu: what it calls itself, where a bundle runs on one; without a sheet it keeps that name.
+    """
+    found = facts if gpu is None or facts.kind == "jetson" else devices.of_gpu(gpu)
+    if found is None:
+        return Device(str(gpu), GPU, {}), Board(str(gpu))
+    return Device(found.name, found.kind, found.as_json()), devices.board(found)
+
+
+class Local:
+    """This machine, in a child process. root: where its /proc and /sys are."""
+
+    def __init__(self, root: str = "/") -> None:
+        self._root = root
+
+    def device(self, place: runtimes.Place) -> tuple[Device, Board]:
+        gpu = runtimes.of(place).check(place).get("gpu")
+        device, board = of_facts(devices.detect(self._root), gpu)
+        return device, board._replace(root=self._root)
+
+    def run(self, work: job.Job, progress: Progress) -> None:
+        _run_child(work, progress)
+
+    def forget(self) -> None:
+        pass
 
 
 def profile(
@@ -33,11 +104,10 @@ def profile(
     workload: Workload,
     output: Path,
     progress: Progress,
+    options: Options = Options(),
     *,
-    allow_inexact: bool = False,
     force: bool = False,
-    runtime: str | None = None,
-    engines: Path | None = None,
+    machine: Machine | None = None,
 ) -> Run:
     """Check and measure a bundle, and write ``output`` (run.json).
 
@@ -46,98 +116,41 @@ def profile(
         workload: how many tokens, repetitions, threads.
         output: where run.json goes; the journal is ``<stem>.journal.jsonl`` beside it.
         progress: told of every event of the journal, and of our own ``note``: text, done.
-        allow_inexact: measure even where integers are not exact.
+        options: how.
         force: overwrite ``output``.
-        runtime: what the bundle must be for, a key of `runtimes.FAMILIES`; None: whatever it is.
-        engines: where engines for TensorRT are; None: in the bundle's folder.
+        machine: where it runs; None: here.
 
     Raises:
         SlmqError: the request, the bundle, its check or the child failed; one line says how.
     """
     check_output(output, force)
     document = existing_bundle(bundle)
-    if runtime is not None:
-        runtimes.require(bundle, document, runtime)
+    if options.runtime is not None:
+        runtimes.require(bundle, document, options.runtime)
     measure.check_workload(workload, document)
     artifact_of(document, "", 0)  # what run.json would lack at the end is refused now
-    engines = None if engines is None else engines.absolute()
-    place = runtimes.Place(bundle, document, workload.threads, engines)
-    here = runtimes.of(place).check(place)
+    where = Local() if machine is None else machine
+    engines = None if options.engines is None else options.engines.absolute()
+    device, board = where.device(runtimes.Place(bundle, document, workload.threads, engines))
     output.parent.mkdir(parents=True, exist_ok=True)
-
-    device = _device(here.get("gpu"))
     log = output.with_name(f"{output.stem}.journal.jsonl")
-    missing = _missing(log, bundle, workload, allow_inexact, progress, here)
-    if missing:
-        paths = bundle.absolute(), log.absolute()
-        work = job.Job(*paths, workload, missing, KIND, allow_inexact, engines)
-        _run_child(work, progress)
+    work = job.Job(
+        bundle.absolute(),
+        log.absolute(),
+        workload,
+        device.kind,
+        options.allow_inexact,
+        engines,
+        board._replace(power_source=options.power_source),
+        options.power_seconds,
+        options.cool_down_seconds,
+    )
+    where.run(work, progress)
     run = assemble(journal.read(log), device, document, workload.repetitions)
     save(run, output, force)
     log.unlink()
+    where.forget()
     return run
-
-
-def _device(gpu: str | None = None) -> Device:
-    """This machine, or its GPU where that is what runs: by name, where no sheet is of it."""
-    if gpu is None:
-        facts = devices.detect()
-        return Device(facts.name, KIND, facts.as_json())
-    found = devices.of_gpu(gpu)
-    return Device(gpu, GPU, {}) if found is None else Device(found.name, GPU, found.as_json())
-
-
-def _missing(
-    log: Path,
-    bundle: Path,
-    workload: Workload,
-    allow_inexact: bool,
-    progress: Progress,
-    of_runtime: Mapping[str, Any] | None = None,
-) -> tuple[int, ...]:
-    """Return the repetitions still to take; a journal of something else is removed."""
-    everything = tuple(range(workload.repetitions))
-    if not log.exists():
-        return everything
-    with journal.Journal(log):  # nobody else's
-        events = journal.read(log)
-        here = environment.identity(environment.capture(of_runtime=of_runtime))
-        reason = _other(events, bundle, workload, allow_inexact, here)
-        if reason:
-            progress({"event": "note", "text": f"starting anew: {reason}", "done": 0})
-            log.unlink()
-            return everything
-    done = {event["index"] for event in events if event["event"] == "repetition"}
-    done &= set(everything)  # more or fewer may be wanted now than were then
-    missing = tuple(index for index in everything if index not in done)
-    text = f"resuming: {len(done)} of {len(everything)} repetitions are there already"
-    progress({"event": "note", "text": text, "done": len(done)})
-    return missing
-
-
-def _other(
-    events: list[dict[str, Any]],
-    bundle: Path,
-    workload: Workload,
-    allow_inexact: bool,
-    here: Mapping[str, Any],
-) -> str | None:
-    """Say how the interrupted run differs from the one asked for; None where it does not."""
-    begins = [event for event in events if event["event"] == "begin"]
-    if not begins:
-        return "the interrupted run had not begun"
-    digest = manifest.sha256(bundle / manifest.BUNDLE_FILE)
-    for begin in begins:
-        if begin["bundle_sha256"] != digest:
-            return "the interrupted run was of another bundle"
-        taken = {**begin["workload"], "repetitions": workload.repetitions}
-        if taken != workload._asdict() or begin["allow_inexact"] != allow_inexact:
-            return "the interrupted run had another workload"
-        there = environment.identity(begin["environment"])
-        changed = [name for name in here if here[name] != there[name]]
-        if changed:
-            return f"the environment has changed ({', '.join(changed)})"
-    return None
 
 
 def _run_child(work: job.Job, progress: Progress) -> None:
@@ -176,6 +189,9 @@ def _follow(line: bytes, progress: Progress) -> dict[str, str] | None:
         document = json.loads(line)
     except ValueError:
         return None  # a library wrote to stdout
+    if isinstance(document, dict) and document.get("event") == "note":
+        progress(document)
+        return None
     is_refusal = isinstance(document, dict) and set(document) == {"error", "text"}
     return document if is_refusal else None
 
@@ -188,7 +204,7 @@ def _fail(code: int, refusal: Mapping[str, str], words: str, log: Path, pid: int
         begins = [event["pid"] for event in events if event["event"] == "begin"]
         if begins == [pid] and not kept:
             log.unlink()  # ours alone, and nothing was measured
-        raise _as_raised(refusal)
+        raise errors.as_raised(refusal["error"], refusal["text"])
     last = " | ".join(words.strip().splitlines()[-LAST_WORDS:]) or "it said nothing"
     if code < 0:
         name = signal.Signals(-code).name
@@ -198,11 +214,3 @@ def _fail(code: int, refusal: Mapping[str, str], words: str, log: Path, pid: int
             f"{log}: the same command resumes"
         )
     raise RuntimeError(f"the runner failed with exit code {code}:\n{words}")
-
-
-def _as_raised(refusal: Mapping[str, str]) -> SlmqError:
-    """Return the child's error as the class it had there."""
-    kind = getattr(errors, refusal["error"], SlmqError)
-    if not (isinstance(kind, type) and issubclass(kind, SlmqError)):
-        kind = SlmqError
-    return kind.__new__(kind, refusal["text"])  # MissingExtra's __init__ would word it again
