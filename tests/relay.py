@@ -49,6 +49,12 @@ class Relay:
         self._listener.close()
         self.cut()
 
+    @property
+    def open(self) -> int:
+        """How many connections pass bytes now."""
+        with self._lock:
+            return len(self._open) // 2
+
     def cut_after(self, count: int) -> None:
         """Cut every connection as soon as ``count`` more bytes have been sent, once."""
         with self._lock:
@@ -100,6 +106,14 @@ class Relay:
                     return
                 sink.sendall(block)
             sink.shutdown(socket.SHUT_WR)
+            if not counted:  # the target has ended it
+                self._forget(source, sink)
+
+    def _forget(self, *ends: socket.socket) -> None:
+        with self._lock:
+            self._open -= set(ends)
+        for end in ends:
+            end.close()
 
     def _is_over(self, count: int) -> bool:
         with self._lock:

@@ -86,7 +86,7 @@ def make_keys(folder: Path, *names: str) -> None:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *extra: str) -> Iterator[Board]:
+def serve(folder: Path, *extra: str, sftp: bool = True) -> Iterator[Board]:
     """Run an sshd that lets the present user in, into a home below ``folder``, by its own key.
 
     extra: more lines for sshd_config.
@@ -98,7 +98,7 @@ def serve(folder: Path, *extra: str) -> Iterator[Board]:
     shutil.copyfile(folder / "client_key.pub", folder / "authorized_keys")
     with socket.create_server((HOST, 0)) as found:
         port = found.getsockname()[1]
-    _write_configs(folder, port, extra)
+    _write_configs(folder, port, (_subsystem(), *extra) if sftp else extra)
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # for sshd's privilege separation
     log = (folder / "log").open("wb")
@@ -111,8 +111,11 @@ def serve(folder: Path, *extra: str) -> Iterator[Board]:
             daemon.terminate()
 
 
+def _subsystem() -> str:
+    return f"Subsystem sftp {next(filter(os.path.exists, SFTP_SERVERS))}"
+
+
 def _write_configs(folder: Path, port: int, extra: tuple[str, ...]) -> None:
-    sftp_server = next(filter(os.path.exists, SFTP_SERVERS))
     (folder / "sshd_config").write_text(
         f"ListenAddress {HOST}\n"
         f"Port {port}\n"
@@ -125,7 +128,6 @@ def _write_configs(folder: Path, port: int, extra: tuple[str, ...]) -> None:
         "KbdInteractiveAuthentication no\n"
         "UsePAM no\n"
         "MaxStartups 100\n"
-        f"Subsystem sftp {sftp_server}\n"
         f"SetEnv HOME={folder}/home\n" + "".join(line + "\n" for line in extra)
     )
     (folder / "ssh_config").write_text(
