@@ -37,6 +37,7 @@ OPTIONS = (
     "ForwardAgent=no",
     "ForwardX11=no",
 )
+UNSHARED = ("ControlMaster=no", "ControlPath=none")
 PERSIST_SECONDS = 60
 # The system's limit for a socket's path is 104 bytes or more, of which ssh takes 17 for a while.
 SOCKET, SOCKET_BYTES = "c", 80
@@ -80,7 +81,7 @@ class SshTransport:
                 batch.append(f"put {name} {name}")
         if len(batch) > 1:
             with _staged(files) as stage:
-                self._sftp(batch, stage, lambda: progress(self._total(files, folder)))
+                self._send(batch, stage, lambda: progress(self._total(files, folder)))
         progress(self._total(files, folder))
 
     def close(self) -> None:
@@ -95,32 +96,49 @@ class SshTransport:
         assert self._target.host is not None
         return self._target.host
 
-    def _options(self, port: str) -> list[str]:
+    def _options(self, port: str, *, shared: bool = True) -> list[str]:
         """Everything before the host. port: ssh's flag, or sftp's."""
         target, words = self._target, []
         if target.config is not None:
             words += ["-F", str(target.config.absolute())]
         if target.port is not None:
             words += [port, str(target.port)]
-        for option in (*OPTIONS, *self._shared()):
+        for option in (*OPTIONS, *(self._shared() if shared else UNSHARED)):
             words += ["-o", option]
         return words
 
     def _shared(self) -> Sequence[str]:
         if os.name != "posix":
-            return ()
+            return UNSHARED
         if self._sockets is None:
             self._sockets = _folder_for_sockets()
         socket = self._sockets / SOCKET
         return ("ControlMaster=auto", f"ControlPath={socket}", f"ControlPersist={PERSIST_SECONDS}")
 
-    def _sftp(self, batch: Sequence[str], stage: Path, look: Callable[[], None]) -> None:
+    def _send(self, batch: Sequence[str], stage: Path, look: Callable[[], None]) -> None:
         """Run sftp's commands until the first that fails, in ``stage``; look on meanwhile."""
+        code, words = self._sftp(batch, stage, look)
+        if code == FAILED:
+            refused = self._failure(words)
+            if isinstance(refused, LinkLost):
+                # On a shared connection a subsystem that is not there looks like a lost link.
+                code, words = self._sftp([], stage, lambda: None, shared=False)
+                refused = self._failure(words) if code == FAILED else refused
+            raise refused
+        if code != 0:
+            last = " | ".join(words.strip().splitlines()[-LAST_WORDS:]) or "sftp did not say why"
+            raise SlmqError(f"{self._target.name}: not all was sent: {last}")
+
+    def _sftp(
+        self, batch: Sequence[str], stage: Path, look: Callable[[], None], *, shared: bool = True
+    ) -> tuple[int, str]:
+        """Return sftp's exit code and what it wrote to stderr."""
         user, at, host = self._host().rpartition("@")
         host = f"[{host}]" if ":" in host else host  # sftp takes a colon for the end of the host
-        command = ["sftp", "-b", "-", *self._options("-P"), "--", f"{user}{at}{host}"]
+        options = self._options("-P", shared=shared)
+        command = ["sftp", "-b", "-", *options, "--", f"{user}{at}{host}"]
         with self._named(), tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
-            asked.write("\n".join(batch).encode() + b"\n")
+            asked.write("".join(f"{line}\n" for line in batch).encode())
             asked.seek(0)
             with subprocess.Popen(
                 command,
@@ -138,12 +156,7 @@ class SshTransport:
                     end(child)
                     raise
             said.seek(0)
-            words = said.read().decode("utf-8", "replace")
-        if child.returncode == FAILED:
-            raise self._failure(words)
-        if child.returncode != 0:
-            last = " | ".join(words.strip().splitlines()[-LAST_WORDS:]) or "sftp did not say why"
-            raise SlmqError(f"{self._target.name}: not all was sent: {last}")
+            return child.returncode, said.read().decode("utf-8", "replace")
 
     def _sizes(self, names: Mapping[str, Path], folder: str) -> dict[str, int]:
         """Return how many bytes of each file are there."""

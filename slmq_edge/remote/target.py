@@ -15,9 +15,10 @@ FORMS = f"{LOCAL} or {SSH}://user@host:port"
 # Nothing that ssh could take for an option, sftp for a path, or a shell for anything.
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:%-]*")
 AUTHORITY = re.compile(
-    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:]*))(?::(?P<port>.*))?"
+    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:]*))(?::(?P<port>[^:]*))?"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+PORT = re.compile(r"[0-9]{1,5}")
 PORTS = range(1, 65536)
 
 
@@ -80,7 +81,7 @@ def parse(text: str) -> Target:
         raise UsageError(f"no password in {SSH}://: let the device know your key (ssh-copy-id)")
     if "/" in host or "/" in (port or ""):
         raise UsageError(f"{text!r}: no path: our folder there is home, in an inventory")
-    if port is not None and not (port.isascii() and port.isdecimal()):
+    if port is not None and not PORT.fullmatch(port):
         raise UsageError(f"{text!r}: {port!r} is not a port: 1 to 65535")
     login = host if user is None else f"{user}@{host}"
     return Target(text, SSH, login, None if port is None else int(port))

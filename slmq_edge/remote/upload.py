@@ -1,4 +1,4 @@
-"""A bundle's way to a device, by digests: what is there is not sent, what was cut off is sent on."""
+"""A bundle's way to a device, by digests: what is there is not sent, the rest is sent on."""
 
 from __future__ import annotations
 

@@ -10,52 +10,39 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from slmq_edge import profiles
+from slmq_edge.errors import Damaged
 from slmq_edge.profiles import Board
-from slmq_edge.runner import environment
+from slmq_edge.runner import around, environment
 from slmq_edge.runner.agent import packages
 
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 
 def probe(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe this machine. JSON; units stand in the names.
+    """Describe this machine, and its state now as `around.snapshot` does.
 
-    Request: ``profile``, the kind of adapter that reads mode, clocks and temperatures (cpu), and
-    ``board``, what that must be told (`profiles.Board`'s fields).
+    Request: ``profile``, the kind of adapter that reads that state (cpu), and ``board``, what it
+    must be told (the fields of `profiles.Board`).
     """
-    adapter = profiles.load(
-        str(request.get("profile", "cpu")), board_of(request.get("board") or {})
-    )
     try:
-        mode = adapter.mode()
+        board = Board.of(request.get("board") or {})
+    except (TypeError, AttributeError) as error:
+        raise Damaged(f"no board: {error}") from error
+    adapter = profiles.load(str(request.get("profile", "cpu")), board)
+    try:
         return {
             "python": platform.python_version(),
             "executable": sys.executable,
-            "machine": platform.machine(),
             "packages": packages.of_user(),
             "disk_free_bytes": free_bytes(home),
             "cores": environment.cores(),
-            "system": dict(adapter.system()),
-            "mode": None if mode is None else {"name": mode.name, "id": mode.id},
-            "clocks": dict(adapter.clocks()),
-            "temperatures": dict(adapter.temperatures()),
-            "throttling": dict(adapter.throttling()),
-            "profile": dict(adapter.facts()),
             "uid": os.getuid(),
             "boot_id": boot_id(),
+            "profile": dict(adapter.facts()),
+            **around.snapshot(adapter),
         }
     finally:
         adapter.close()
-
-
-def board_of(fields: Mapping[str, Any]) -> Board:
-    """Return a board from its fields as JSON, where every tuple is a list."""
-    return Board(
-        name=str(fields.get("name", "")),
-        total_rails=tuple(tuple(rails) for rails in fields.get("total_rails", ())),
-        maximum_modes=tuple(fields.get("maximum_modes", ())),
-        power_source=fields.get("power_source"),
-    )
 
 
 def free_bytes(folder: Path) -> int:
