@@ -61,7 +61,7 @@ class Cuda(Linux):
 
     @classmethod
     def of(cls, board: Board) -> Cuda:
-        return cls(total_rails=board.total_rails)
+        return cls(board.root, total_rails=board.total_rails)
 
     def reset_peak(self) -> None:
         super().reset_peak()

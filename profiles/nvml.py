@@ -176,7 +176,7 @@ class Gpu:
 
     def watts(self) -> float | None:
         """Power of the board, memory included."""
-        return self._read("gpu_board", self._watts)
+        return self._read("power", self._watts)
 
     @property
     def power_source(self) -> str:

@@ -1,7 +1,7 @@
 """NVML, faked where a process meets it: an object with the functions of the shared library.
 
-Every function has the C signature that nvml.h gives it, and refuses what a test says it refuses. The
-same library, compiled, is fake_nvml.c: it holds the layouts of structures to account.
+Every function has the C signature that nvml.h gives it, and refuses what a test says it refuses.
+The same library in C, fake_nvml.c, holds the layouts of structures to account.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ OLDER = {
     "nvmlDeviceGetComputeRunningProcesses_v3": "nvmlDeviceGetComputeRunningProcesses",
     "nvmlDeviceGetCurrentClocksEventReasons": "nvmlDeviceGetCurrentClocksThrottleReasons",
 }
+# Those that take no GPU.
+OF_LIBRARY = (
+    "nvmlSystemGetDriverVersion",
+    "nvmlDeviceGetCount_v2",
+    "nvmlDeviceGetHandleByIndex_v2",
+    "nvmlDeviceGetHandleByUUID",
+)
 FIRST_HANDLE = 1 << 32  # one that a handle cut to 32 bits would not be
 
 
@@ -89,11 +96,9 @@ class FakeGpu:
 
 def silent(name: str = "Orin (nvgpu)", **kept: Any) -> FakeGpu:
     """A GPU that answers next to nothing, as a Jetson's; the rest of its functions say so."""
-    answers = ("nvmlDeviceGetName", "nvmlDeviceGetUUID")
-    refused = dict.fromkeys((n for n in PROTOTYPES if n[:10] == "nvmlDevice" and "Handle" not in n
-                             and "Count" not in n and n not in answers), 3)  # fmt: skip
-    for function in kept.pop("answers", ()):
-        del refused[function]
+    answers = ("nvmlDeviceGetName", "nvmlDeviceGetUUID", *kept.pop("answers", ()))
+    of_gpu = (n for n, arguments in PROTOTYPES.items() if arguments and n not in OF_LIBRARY)
+    refused = {function: 3 for function in of_gpu if function not in answers}
     return FakeGpu(name=name, refuses=refused, **kept)
 
 
@@ -130,13 +135,11 @@ class FakeNvml:
             try:
                 if name in self.refuses:
                     raise Refusal(self.refuses[name])
-                if name.startswith("nvmlDeviceGet") and arguments and "Handle" not in name:
-                    if "Count" not in name:
-                        gpu = self._gpu(arguments[0])
-                        if name in gpu.refuses:
-                            raise Refusal(gpu.refuses[name])
-                        getattr(self, f"_{name}")(gpu, *arguments[1:])
-                        return 0
+                if arguments and name not in OF_LIBRARY:
+                    gpu = self._gpu(arguments[0])
+                    if name in gpu.refuses:
+                        raise Refusal(gpu.refuses[name])
+                    arguments = (gpu, *arguments[1:])
                 getattr(self, f"_{name}")(*arguments)
             except Refusal as refusal:
                 return int(refusal.args[0])

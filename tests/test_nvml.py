@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+from collections.abc import Callable
 from ctypes import CDLL
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from slmq_edge.profiles.nvml import Gpu
 from tests.fake_nvml import FakeGpu, FakeNvml, silent
 
 SOURCE = Path(__file__).with_name("fake_nvml.c")
-READINGS = {  # every reading of a GPU, by a name for it
+READINGS: dict[str, Callable[[Gpu], Any]] = {  # every reading of a GPU, by a name for it
     "name": Gpu.name,
     "uuid": Gpu.uuid,
     "compute_capability": Gpu.compute_capability,
@@ -110,7 +111,7 @@ def test_a_jetson_says_its_name_and_why_the_rest_is_missing() -> None:
     assert found.pop("name") == "Orin (nvgpu)"
     assert found.pop("uuid") is not None
     assert set(found.values()) == {None}
-    assert "Not Supported" in gpu.reasons["gpu_board"]
+    assert "Not Supported" in gpu.reasons["power"]
 
 
 def test_thor_tells_processes_but_no_memory() -> None:
@@ -183,7 +184,7 @@ def test_what_is_never_0_is_not_known_where_it_says_0() -> None:
     zero = FakeGpu(milliwatts=0, mean_milliwatts=0, megahertz={1: 0, 2: 0}, limit=0)
     gpu = _first(FakeNvml([zero]))
     assert [gpu.watts(), gpu.hertz("gpu"), gpu.limit_watts()] == [None] * 3
-    assert "says 0" in gpu.reasons["gpu_board"]
+    assert "says 0" in gpu.reasons["power"]
 
 
 def test_without_the_library_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
