@@ -26,7 +26,7 @@ from tests import toy_graph
 from tests.supervised import attempt, gone, until
 
 SHORT = Workload(prompt_tokens=6, new_tokens=5, repetitions=3, warmups=1, threads=1)
-LONG = SHORT._replace(new_tokens=400, repetitions=100)
+LONG = SHORT._replace(new_tokens=400, repetitions=50)
 ENDLESS = LONG._replace(repetitions=100_000)
 OWN, OTHER = "a" * 64, "b" * 64
 
@@ -194,7 +194,7 @@ def test_what_was_killed_goes_on_where_it_was(killed: str, device: Device) -> No
     pids_of = [e["pid"] for e in journal.read(device.folder() / "journal.jsonl") if "pid" in e]
     assert len(pids_of) == len(set(pids_of)) == 2
     assert [note["text"] for note in ended["notes"]] == [
-        f"resuming: {len(kept)} of 100 repetitions are there already"
+        f"resuming: {len(kept)} of 50 repetitions are there already"
     ]
 
 

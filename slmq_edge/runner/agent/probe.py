@@ -14,12 +14,13 @@ from slmq_edge.errors import Damaged
 from slmq_edge.profiles import Board
 from slmq_edge.runner import around, environment
 from slmq_edge.runner.agent import packages
+from slmq_edge.runner.look import look
 
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 
 def probe(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe this machine, and its state now as `around.snapshot` does.
+    """Describe this machine as `look` does, and its state now as `around.snapshot` does.
 
     Request: ``profile``, the kind of adapter that reads that state (cpu), and ``board``, what it
     must be told (the fields of `profiles.Board`).
@@ -31,6 +32,7 @@ def probe(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     adapter = profiles.load(str(request.get("profile", "cpu")), board)
     try:
         return {
+            **look(),
             "python": platform.python_version(),
             "executable": sys.executable,
             "packages": packages.of_user(),

@@ -45,8 +45,8 @@ def start(home: Path, request: Mapping[str, Any], root: str = "/") -> Answer:
         root: where /proc is.
 
     Returns:
-        The fields of state.json, and ``attached``: whether it ran before; or, where another run has the
-        device, ``state`` "busy" and ``holder``: run, label, since (Unix seconds).
+        The fields of state.json, and ``attached``: whether it ran before; or, where another run
+        has the device, ``state`` "busy" and ``holder``: run, label, since (Unix seconds).
 
     Raises:
         SlmqError: the disk is full, or the supervisor did not come up.
@@ -147,7 +147,9 @@ def _folder(home: Path, request: Mapping[str, Any]) -> Path:
 def _existing(home: Path, request: Mapping[str, Any]) -> Path:
     folder = _folder(home, request)
     if not folder.is_dir():
-        raise NotFound(f"there is no run {request['id'][:12]} in {home}")
+        raise NotFound(
+            f"there is no run {request['id'][:12]} in {home}: has another command brought it home?"
+        )
     return folder
 
 
@@ -192,11 +194,12 @@ def _holder(path: Path) -> Answer:
 
 
 def _job(folder: Path, request: Mapping[str, Any]) -> Answer:
-    """The job, with paths of this device; the bundle's may come relative to where we are."""
+    """The job, with paths of this device; they may come relative to the login's home."""
     job = dict(request["job"])
     return {
         **job,
         "bundle": os.path.abspath(job["bundle"]),
+        "engines": os.path.abspath(job["engines"]) if job.get("engines") else None,
         "journal": str(folder / state.JOURNAL),
     }
 
