@@ -12,6 +12,7 @@ from slmq_edge.errors import NotFound, unknown
 from slmq_edge.profiles.board import STATE, Board, Mode
 from slmq_edge.profiles.cpu import Cpu
 from slmq_edge.profiles.fake import Fake
+from slmq_edge.profiles.jetson import Jetson
 
 
 class Profile(Protocol):
@@ -57,7 +58,11 @@ class Profile(Protocol):
 
 __all__ = ["PROFILES", "STATE", "Board", "Mode", "Profile", "load"]
 
-PROFILES: dict[str, Callable[[Board], Profile]] = {"cpu": Cpu.of, "fake": Fake.of}
+PROFILES: dict[str, Callable[[Board], Profile]] = {
+    "cpu": Cpu.of,
+    "fake": Fake.of,
+    "jetson": Jetson.of,
+}
 
 
 def load(kind: str, board: Board = Board()) -> Profile:  # noqa: B008  a Board is immutable
