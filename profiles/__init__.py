@@ -13,6 +13,7 @@ from slmq_edge.profiles.board import STATE, Board, Mode
 from slmq_edge.profiles.cpu import Cpu
 from slmq_edge.profiles.fake import Fake
 from slmq_edge.profiles.jetson import Jetson
+from slmq_edge.profiles.raspberrypi import RaspberryPi
 
 
 class Profile(Protocol):
@@ -62,6 +63,7 @@ PROFILES: dict[str, Callable[[Board], Profile]] = {
     "cpu": Cpu.of,
     "fake": Fake.of,
     "jetson": Jetson.of,
+    "raspberrypi": RaspberryPi.of,
 }
 
 
