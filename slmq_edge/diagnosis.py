@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slmq_edge.errors import MissingExtra, SlmqError, Unsupported
+from slmq_edge import devices
+from slmq_edge.errors import MissingExtra, NotFound, SlmqError, Unsupported
 from slmq_edge.runner.doctor import CPU, CUDA, TENSORRT
 from slmq_edge.runner.products import FLOATS, MIXED, SIGNED, UNSIGNED
 
@@ -76,6 +77,7 @@ ABSENT = "not installed"
 def _machine(document: Mapping[str, Any]) -> Iterator[Finding]:
     seen, room, python = document["machine"], document["room"], document["python"]
     part = "Machine"
+    yield _sheet(part, seen)
     release = seen.get("nv_tegra_release") or seen.get("l4t_core")
     if release:
         yield Finding(part, "L4T", "ok", str(release))
@@ -96,6 +98,15 @@ def _machine(document: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(part, "disk", "doubtful", text, "a bundle takes from 0.1 to 2 GB: make room")
     else:
         yield Finding(part, "disk", "ok", text)
+
+
+def _sheet(part: str, seen: Mapping[str, Any]) -> Finding:
+    """What the fact sheets take this machine for."""
+    try:
+        sheet = devices.detect(seen)
+    except NotFound as error:
+        return Finding(part, "device", "doubtful", str(error))
+    return Finding(part, "device", "ok", f"{sheet.title} (slmq-edge devices show {sheet.name})")
 
 
 def _gpu(gpu: Mapping[str, Any]) -> str:

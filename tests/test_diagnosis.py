@@ -224,12 +224,14 @@ def test_providers_that_are_not_in_this_build_are_named() -> None:
 
 JETSON = {"machine": "aarch64", "hostname": "orin", "model": "NVIDIA Jetson Orin Nano",
           "compatible": ["nvidia,p3767-0005", "nvidia,tegra234"], "cpu_features": ["asimddp"],
-          "nv_tegra_release": "# R36 (release), REVISION: 4.3", "os": "Ubuntu 22.04"}  # fmt: skip
+          "nv_tegra_release": "# R36 (release), REVISION: 4.3", "os": "Ubuntu 22.04",
+          "memory_total_bytes": 7_990_000_000}  # fmt: skip
 
 
 def test_a_jetson_is_told_of_jetpacks_packages() -> None:
     document = _document(machine=JETSON, nvml={"driver": "540.4", "gpus": [ORIN]})
     found = findings(document, True)
+    assert "jetson-orin-nano-8gb" in _named(found, "device").text
     assert _named(found, "L4T").text == "# R36 (release), REVISION: 4.3"
     one = _named(found, "TensorRT")
     assert (one.state, one.text) == ("doubtful", "not installed")
@@ -404,3 +406,13 @@ def test_a_board_whose_doctor_fails_says_why(
     done = CliRunner().invoke(app, ["doctor", "--device", "ssh://me@board"])
     assert "ssh://me@board: the doctor ended there with 1: a | MemoryError" in str(done.exception)
     assert target.parse("ssh://me@board").transport == "ssh"
+
+
+def test_an_unknown_machine_is_worth_a_line_and_no_more() -> None:
+    document = _document()
+    document["machine"]["machine"] = "riscv64"
+    found = findings(document, True)
+    one = _named(found, "device")
+    assert one.state == "doubtful"
+    assert "riscv64" in one.text
+    assert obstacle(found, True) is None

@@ -30,9 +30,11 @@ ANSWER = "slmq-edge: "  # begins the line that is ours: logins print banners
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tokenizers", "tensorrt", "torch")
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 SETTLING = 0.3  # seconds until what samples by itself has its first sample
-IMPORT_TENSORRT = (
-    f"import json, tensorrt\nprint('\\n{MARK}' + json.dumps({{'version': tensorrt.__version__}}))\n"
-)
+IMPORT_TENSORRT = f"""
+import json, sys, tensorrt
+told = {{"version": tensorrt.__version__, "of_python": list(sys.version_info[:2])}}
+print("\\n{MARK}" + json.dumps(told))
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
