@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 # A throttling cause with this ending is a state of the moment, 0 or 1; any other counts events.
 STATE = "_now"
@@ -31,3 +31,14 @@ class Board(NamedTuple):
     maximum_modes: tuple[str, ...] = ()
     power_source: str | None = None
     root: str = "/"
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Board:
+        """Return a board from its fields as JSON, whose tuples are lists.
+
+        Raises:
+            TypeError: a field is misspelt, or is not a list where it must be.
+        """
+        rails = tuple(tuple(rails) for rails in fields.get("total_rails", ()))
+        modes = tuple(fields.get("maximum_modes", ()))
+        return cls(**{**fields, "total_rails": rails, "maximum_modes": modes})

@@ -56,3 +56,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:
     """Say that ``name`` is no known ``kind``, guess what was meant, and list what there is."""
     return f"unknown {kind} '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}"
+
+
+def as_raised(name: str, text: str) -> SlmqError:
+    """Return an error that another process raised and told by the name of its class."""
+    kind = globals().get(name, SlmqError)
+    if not (isinstance(kind, type) and issubclass(kind, SlmqError)):
+        kind = SlmqError
+    return kind.__new__(kind, text)  # MissingExtra's __init__ would word it again

@@ -4,3 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.sshd import sshd
+
+__all__ = ["sshd"]

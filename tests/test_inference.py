@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from slmq_edge import results
 from slmq_edge.commands import profile as command
-from slmq_edge.errors import Damaged, MissingExtra, NotFound, SlmqError, UsageError
+from slmq_edge.errors import Damaged, MissingExtra, NotFound, SlmqError, UsageError, as_raised
 from slmq_edge.runner import journal
 from slmq_edge.runner.measure import Workload
 from slmq_edge.tracks import inference
@@ -223,11 +223,10 @@ def test_what_run_json_would_lack_is_refused_first(bundle: Path) -> None:
 
 
 def test_errors_keep_their_class_across_processes() -> None:
-    refusal = {"error": "MissingExtra", "text": "x is not installed"}
-    error = inference._as_raised(refusal)
+    error = as_raised("MissingExtra", "x is not installed")
     assert type(error) is MissingExtra
     assert str(error) == "x is not installed"
-    assert type(inference._as_raised({"error": "os", "text": ""})) is SlmqError
+    assert type(as_raised("os", "")) is SlmqError
 
 
 # --- the command

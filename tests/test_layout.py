@@ -69,6 +69,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["generate", "--help"],
         ["inspect", "--help"],
         ["lint", "--help"],
+        ["doctor", "--help"],
         ["compare", "--help"],
         ["report", "cost", "--help"],
         ["devices", "list", "--help"],

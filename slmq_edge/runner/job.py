@@ -86,10 +86,7 @@ def read(path: Path) -> Job:
         fields["workload"] = measure.Workload(**fields["workload"])
         fields["bundle"], fields["journal"] = Path(fields["bundle"]), Path(fields["journal"])
         fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
-        board = fields.pop("board", {})
-        rails = tuple(tuple(rails) for rails in board.get("total_rails", ()))
-        modes = tuple(board.get("maximum_modes", ()))
-        fields["board"] = Board(**{**board, "total_rails": rails, "maximum_modes": modes})
+        fields["board"] = Board.of(fields.get("board", {}))
         return Job(**fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{path} is not a job: {error}") from error

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 from slmq_edge.errors import Damaged, NotFound, Unsupported
 
@@ -116,11 +116,7 @@ def verify(folder: Path, files: Mapping[str, Mapping[str, object]]) -> None:
         Damaged: a file is missing, truncated or changed, or its name or entry is not
             acceptable; the message names the file.
     """
-    if not isinstance(files, dict):
-        raise Damaged(f"the manifest of {folder} is damaged: 'files' is not an object")
-    for name, entry in files.items():
-        path = _inside(folder, name)
-        expected_bytes, expected_sha256 = _entry(folder, name, entry)
+    for name, path, expected_bytes, expected_sha256 in entries(folder, files):
         if not path.is_file():
             raise Damaged(f"{folder}: {name} is missing")
         found_bytes = path.stat().st_size
@@ -128,6 +124,20 @@ def verify(folder: Path, files: Mapping[str, Mapping[str, object]]) -> None:
             raise Damaged(f"{folder}: {name} is truncated: {found_bytes} of {expected_bytes} bytes")
         if found_bytes > expected_bytes or sha256(path) != expected_sha256:
             raise Damaged(f"{folder}: {name} has changed since it was written")
+
+
+def entries(
+    folder: Path, files: Mapping[str, Mapping[str, object]]
+) -> Iterator[tuple[str, Path, int, str]]:
+    """Yield name, path, bytes and SHA-256 of every file named in a manifest.
+
+    Raises:
+        Damaged: a name leads out of ``folder``, or an entry is not acceptable.
+    """
+    if not isinstance(files, dict):
+        raise Damaged(f"the manifest of {folder} is damaged: 'files' is not an object")
+    for name, entry in files.items():
+        yield (name, _inside(folder, name), *_entry(folder, name, entry))
 
 
 def _inside(folder: Path, name: str) -> Path:

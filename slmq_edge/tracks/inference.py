@@ -204,7 +204,7 @@ def _fail(code: int, refusal: Mapping[str, str], words: str, log: Path, pid: int
         begins = [event["pid"] for event in events if event["event"] == "begin"]
         if begins == [pid] and not kept:
             log.unlink()  # ours alone, and nothing was measured
-        raise _as_raised(refusal)
+        raise errors.as_raised(refusal["error"], refusal["text"])
     last = " | ".join(words.strip().splitlines()[-LAST_WORDS:]) or "it said nothing"
     if code < 0:
         name = signal.Signals(-code).name
@@ -214,11 +214,3 @@ def _fail(code: int, refusal: Mapping[str, str], words: str, log: Path, pid: int
             f"{log}: the same command resumes"
         )
     raise RuntimeError(f"the runner failed with exit code {code}:\n{words}")
-
-
-def _as_raised(refusal: Mapping[str, str]) -> SlmqError:
-    """Return the child's error as the class it had there."""
-    kind = getattr(errors, refusal["error"], SlmqError)
-    if not (isinstance(kind, type) and issubclass(kind, SlmqError)):
-        kind = SlmqError
-    return kind.__new__(kind, refusal["text"])  # MissingExtra's __init__ would word it again
