@@ -225,7 +225,8 @@ def _is_busy(partial: Path, owner: object) -> bool:
     except OSError:
         return False
     # A clock that was set back has left times that are still to come.
-    return 0 <= time.time() - max(times) < LEASE_SECONDS
+    now = time.time()
+    return any(0 <= now - moment < LEASE_SECONDS for moment in times)
 
 
 def _is_whole(folder: Path) -> bool:
