@@ -11,6 +11,7 @@ from typing import Any, Callable, Mapping, Protocol
 from slmq_edge.errors import NotFound, unknown
 from slmq_edge.profiles.board import STATE, Board, Mode
 from slmq_edge.profiles.cpu import Cpu
+from slmq_edge.profiles.cuda import Cuda
 from slmq_edge.profiles.fake import Fake
 
 
@@ -57,7 +58,11 @@ class Profile(Protocol):
 
 __all__ = ["PROFILES", "STATE", "Board", "Mode", "Profile", "load"]
 
-PROFILES: dict[str, Callable[[Board], Profile]] = {"cpu": Cpu.of, "fake": Fake.of}
+PROFILES: dict[str, Callable[[Board], Profile]] = {
+    "cpu": Cpu.of,
+    "cuda": Cuda.of,
+    "fake": Fake.of,
+}
 
 
 def load(kind: str, board: Board = Board()) -> Profile:  # noqa: B008  a Board is immutable

@@ -18,6 +18,11 @@ FIELDS = {  # what we call it -> the line of /proc/self/status
     "cpu_rss_anon": "RssAnon",
     "cpu_rss_file": "RssFile",  # mapped files: the kernel can take these pages back
 }
+STATE_LINES = {  # of the machine's state -> why it is not told
+    "memory_available_bytes": "/proc/meminfo has no MemAvailable",
+    "swap_used_bytes": "/proc/meminfo has no SwapTotal and SwapFree",
+    "load_average": "no number in /proc/loadavg",
+}
 RESET_PEAK = "5"  # proc(5): resets the high-water mark to the present resident size
 MACHINE = "sys/devices/system/cpu"
 THERMAL = "sys/class/thermal"
@@ -60,12 +65,15 @@ class Linux:
     def system(self) -> dict[str, float | None]:
         """memory_available_bytes, swap_used_bytes, load_average."""
         free, total = self._meminfo("SwapFree"), self._meminfo("SwapTotal")
-        used = None if free is None or total is None else total - free
-        return {
+        found = {
             "memory_available_bytes": self._meminfo("MemAvailable"),
-            "swap_used_bytes": used,
+            "swap_used_bytes": None if free is None or total is None else total - free,
             "load_average": self._number("proc/loadavg"),
         }
+        for name, value in found.items():
+            if value is None:
+                self._reasons.setdefault(name, STATE_LINES[name])
+        return found
 
     def power(self) -> Mapping[str, float | None]:
         return {}
@@ -90,7 +98,10 @@ class Linux:
             name, value = self._text(zone / "type"), self._number(zone / "temp")
             if name is not None:
                 celsius = None if value is None or value <= -255_000 else value / 1000
-                found[name if name not in found else f"{name}-{zone.name[12:]}"] = celsius
+                name = name if name not in found else f"{name}-{zone.name[12:]}"
+                found[name] = celsius
+                if celsius is None:
+                    self._reasons.setdefault(name, "this sensor is off, or tells no number")
         return found
 
     def throttling(self) -> Mapping[str, int | None]:

@@ -13,6 +13,7 @@ import typer
 from slmq_edge import __version__
 from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
+from slmq_edge.commands.devices import app as devices
 from slmq_edge.commands.export import export
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
@@ -41,6 +42,7 @@ app.command("profile")(profile)
 app.command("compare")(compare)
 app.add_typer(report, name="report")
 app.add_typer(trt, name="trt")
+app.add_typer(devices, name="devices")
 
 
 @app.callback(invoke_without_command=True)

@@ -71,6 +71,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["lint", "--help"],
         ["compare", "--help"],
         ["report", "cost", "--help"],
+        ["devices", "list", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:

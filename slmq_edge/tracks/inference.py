@@ -89,7 +89,7 @@ class Local:
 
     def device(self, place: runtimes.Place) -> tuple[Device, Board]:
         gpu = runtimes.of(place).check(place).get("gpu")
-        device, board = of_facts(devices.detect(self._root), gpu)
+        device, board = of_facts(devices.detect_here(self._root), gpu)
         return device, board._replace(root=self._root)
 
     def run(self, work: job.Job, progress: Progress) -> None:
