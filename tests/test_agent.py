@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from slmq_edge import errors
+from slmq_edge import devices, errors
 from slmq_edge.errors import Damaged, MissingExtra, NotFound, SlmqError, Unsupported
 from slmq_edge.remote import agent as remote
 from slmq_edge.remote import patience as waiting
@@ -177,6 +177,7 @@ def test_probe_tells_what_a_host_must_know(tmp_path: Path) -> None:
     assert found["disk_free_bytes"] > 0
     assert found["profile"]["kind"] == "fake"
     assert found["executable"] == sys.executable
+    assert devices.detect(found).name == devices.detect_here().name
     assert {"clocks_hz", "temperatures_celsius", "mode", "system", "boot_id"} <= set(found)
 
 

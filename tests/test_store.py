@@ -320,7 +320,12 @@ def test_what_nobody_has_used_for_long_goes(tmp_path: Path) -> None:
         os.utime(path, (long_ago, store.VERIFIED))
     assert store.gc(tmp_path, {"days": 31})["freed_bytes"] == 0
     assert runner.exists()
-    store.gc(tmp_path, {"days": 7})
+    gone = sum(
+        path.stat().st_size
+        for path in (tmp_path / "store").iterdir()
+        if path.name in {old, both, digest_of(b"old"), digest_of(b"alone")}
+    )
+    assert store.gc(tmp_path, {"days": 7})["freed_bytes"] == gone + len(b"part")
     assert [path.name for path in (tmp_path / "bundles").iterdir()] == [new]
     kept = {path.read_bytes() for path in (tmp_path / "store").iterdir()}
     assert {b"new", b"both"} <= kept
