@@ -118,7 +118,7 @@ class SshTransport:
     def _send(self, batch: Sequence[str], stage: Path, look: Callable[[], None]) -> None:
         """Run sftp's commands until the first that fails, in ``stage``; look on meanwhile."""
         code, words = self._sftp(batch, stage, look)
-        if code == FAILED:
+        if code == FAILED or code < 0:  # by SIGPIPE, where ssh has gone from under it
             refused = self._failure(words)
             if isinstance(refused, LinkLost):
                 # On a shared connection a subsystem that is not there looks like a lost link.
