@@ -13,6 +13,7 @@ import typer
 from slmq_edge import __version__
 from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
+from slmq_edge.commands.estimate import estimate
 from slmq_edge.commands.export import export
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
@@ -37,6 +38,7 @@ app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("lint")(lint)
+app.command("estimate")(estimate)
 app.command("profile")(profile)
 app.command("compare")(compare)
 app.add_typer(report, name="report")
