@@ -35,7 +35,7 @@ UNKNOWN_CACHE = 512 * 10**6
 # Without pages to spare, mapped weights come and go, and no peak shows all of them.
 ROOMY = 2
 FLOAT_BITS = {"float32": 32, "float16": 16}
-PACKED_SCHEMES = ("-b", "a16")  # read as they are stored: MatMulNBits
+UNPACKED = {"ort": 32, "ort-cuda": 16}  # bits of the floats of each target
 
 
 class Lengths(Protocol):
@@ -140,7 +140,8 @@ def _card(about: Mapping[str, Any], bundle: Mapping[str, Any], work: Lengths) ->
         read = sum(sizes) + steps
         linears, head = (_work(products, part) for part in ("linear", "head"))
     else:
-        head_bytes = counts["head_macs_per_token"] * bits["lm_head"] / 8
+        head_bits = _head_bits(kind, str(about["lm_head"]), bits)
+        head_bytes = counts["head_macs_per_token"] * head_bits / 8
         read = _linear_bits(kind, ran, bits) * counts["linear_macs_per_token"] / 8 + head_bytes
         sizes, steps = [head_bytes], 0
         linears, head = _by_share(counts, about["int8_gemm_share"], str(about["lm_head"]))
@@ -173,9 +174,9 @@ def card_of(run: Run) -> Card:
         "head_macs_per_token": ran.counts.head_macs_per_token,
     }
     linears, head = _by_share(counts, ran.int8_gemm_share, ran.lm_head)
-    kind = str(ran.runtime.get("kind"))
+    kind = kind_of({"runtime": ran.runtime})
     bits = ran.weight_storage_bits
-    head_bytes = ran.counts.head_macs_per_token * bits.get("lm_head", 0) / 8
+    head_bytes = ran.counts.head_macs_per_token * _head_bits(kind, ran.lm_head, bits) / 8
     blocks = ran.counts.linear_macs_per_token * _linear_bits(kind, ran.scheme_ran, bits) / 8
     return Card(
         weights_bytes=ran.weights_bytes,
@@ -247,7 +248,11 @@ def utilization(asked: Card, facts: Mapping[str, Any], per_second: float) -> flo
 
 
 def implausible(run: Run) -> tuple[str, ...]:
-    """What cannot be, a line each; empty for all that may be true, and for what is not measured."""
+    """What cannot be, a line each; empty for all that may be true, and for what is not measured.
+
+    Memory condemns only beyond any cache (``UNKNOWN_CACHE``), facts marked uncertain condemn
+    nothing, and ``TOLERANCE`` is allowed everywhere.
+    """
     if run.origin != "measured":
         return ()
     asked, facts, kind = card_of(run), run.device.facts, run.device.kind
@@ -344,10 +349,21 @@ def _by_share(counts: Mapping[str, Any], share: float, head: str) -> tuple[Work,
 
 
 def _linear_bits(kind: str, ran: str, bits: Mapping[str, int]) -> int:
-    """In memory: onnxruntime unpacks 4-bit weights that it multiplies as integers, row by row."""
+    """In memory, where no row tells: onnxruntime unpacks what none of its kernels reads packed."""
     stored = bits.get("linears", 0)
-    by_rows = ran.startswith("w4a8") and not any(words in ran for words in PACKED_SCHEMES)
-    return max(8, stored) if by_rows and kind != TRT else stored
+    if kind == TRT:
+        return stored
+    if ran == "w8a16":
+        return UNPACKED.get(kind, stored)
+    in_blocks = "-b" in ran or "a16" in ran
+    return max(8, stored) if ran.startswith("w4a8") and not in_blocks else stored
+
+
+def _head_bits(kind: str, words: str, bits: Mapping[str, int]) -> int:
+    """In memory, by the words of the lowering: an 8-bit head that is multiplied as floats is so."""
+    stored = bits.get("lm_head", 0)
+    unpacked = words.startswith("int8") and words.endswith("float multiplied")
+    return UNPACKED.get(kind, stored) if unpacked else stored
 
 
 def _kv(shape: Mapping[str, Any] | None, about: Mapping[str, Any]) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge import bounds, devices, projection
+from slmq_edge.assembly import artifact_of
 from slmq_edge.bounds import Card, Ceilings
 from slmq_edge.errors import Unsupported
 from slmq_edge.files import existing_bundle
 from slmq_edge.projection import Cell
-from slmq_edge.results import Run, artifact_of
+from slmq_edge.results import Run
 from slmq_edge.room import Room, rooms
 from slmq_edge.runner import measure
 from slmq_edge.runner.manifest import kind_of

@@ -70,6 +70,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["inspect", "--help"],
         ["lint", "--help"],
         ["compare", "--help"],
+        ["estimate", "--help"],
         ["report", "cost", "--help"],
     ],
 )
