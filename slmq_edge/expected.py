@@ -120,8 +120,9 @@ def _cells(
     """Projected cells, what they rest on, and of which power mode they are."""
     device, mode = request.device, request.mode
     if request.runs:
-        found = projection.by_runs(asked, target, ran, device, request.runs)
-        return found, f"fitted on {len(request.runs)} runs measured on {device}", mode
+        found = projection.by_runs(asked, target, ran, device, request.runs, mode)
+        basis = f"fitted on {len(request.runs)} runs measured on {device}"
+        return found, basis, mode or projection.mode_of(request.runs[0])
     if request.family is not None:
         family: projection.Family | None = projection.named(request.family, device)
     else:

@@ -32,6 +32,7 @@ BYTES, WEIGHTS, KV, MACS = "bytes", "weight_bytes", "kv_bytes", "macs"
 NAMES = {"decode": (BANDWIDTH, LAYERS, ONCE), "prefill": (PEAK, LAYERS, ONCE)}
 APART = 1.25  # bytes, or work, of the largest of the runs to fit over those of the smallest
 FEWEST_WITH_KV = 4
+FARTHEST = 8.0  # below, and above, what the rows of a family read for a token
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,13 @@ def project(
         return tuple(Cell(phase, None, reason=reason) for phase in PHASES)
     if mode is not None and mode not in family.modes:
         raise UsageError(unknown("mode", mode, family.modes))
+    least, most = family.span
+    if not least / FARTHEST <= asked.bytes_per_token <= most * FARTHEST:
+        reason = (
+            f"rows of {family.title} read {least / 1e6:.0f} to {most / 1e6:.0f} MB a token, and "
+            f"{asked.bytes_per_token / 1e6:.3g} MB are too far from that"
+        )
+        return tuple(Cell(phase, None, reason=reason) for phase in PHASES)
     chosen = mode or next(iter(family.modes), "")
     found = []
     for phase in PHASES:
@@ -292,11 +300,19 @@ def own_features(asked: Card, phase: str) -> dict[str, float]:
     return {MACS: linears * asked.prompt_tokens + head, ONCE: 1.0}
 
 
-def by_runs(asked: Card, target: str, ran: str, device: str, runs: Sequence[Run]) -> Sequence[Cell]:
-    """Prefill and decode by the law of runs measured on the same device.
+def mode_of(run: Run) -> str | None:
+    """The power mode that a run began in, where its board has modes and told."""
+    mode = run.states[0].get("mode") if run.states else None
+    return str(mode["name"]) if isinstance(mode, Mapping) and "name" in mode else None
+
+
+def by_runs(
+    asked: Card, target: str, ran: str, device: str, runs: Sequence[Run], mode: str | None = None
+) -> Sequence[Cell]:
+    """Prefill and decode by the law of runs measured on the same device, and in the same mode.
 
     Raises:
-        SlmqError: a run of another device, target, scheme or number of threads; or too few.
+        SlmqError: a run of another device, target, scheme, mode or number of threads; or too few.
     """
     for run in runs:
         for what, has, wanted in (
@@ -305,6 +321,7 @@ def by_runs(asked: Card, target: str, ran: str, device: str, runs: Sequence[Run]
             ("target", str(run.artifact.runtime.get("kind")), target),
             ("scheme", run.artifact.scheme_ran, ran),
             ("threads", run.workload.threads, runs[0].workload.threads),
+            ("power mode", mode_of(run), mode or mode_of(runs[0])),
         ):
             if has != wanted:
                 name = f"{run.artifact.model}, {run.artifact.scheme_ran}"

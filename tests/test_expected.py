@@ -166,7 +166,7 @@ def test_without_figures_of_a_runtime_there_are_bounds_and_no_guess(tmp_path: Pa
     assert running.fits
     assert running.parts["copy while loading"] == HEAD
     text = run(tmp_path / "b", "--device", "jetson-orin-nano-8gb").stdout
-    assert "decode, 64 tokens    n/a: no figures of target ort" in text
+    assert "  prefill and decode  n/a: no figures of target ort" in text
 
 
 def test_another_runtime_by_name_in_a_mode_of_its_rows(tmp_path: Path) -> None:

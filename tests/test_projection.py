@@ -255,6 +255,16 @@ def test_a_family_without_modes_projects_none() -> None:
     assert "name no power mode" in str(cells[0].reason)
 
 
+def test_far_from_what_the_rows_read_nothing_is_projected() -> None:
+    family = projection.families()[ORIN]
+    for factor, known in ((1.01, True), (0.99, False)):
+        count = round(family.span[0] / projection.FARTHEST * factor)
+        small = dataclasses.replace(CARD, read_bytes=count)
+        cells = project(small, FACTS, family.devices[0], family)
+        assert [cell.per_second is not None for cell in cells] == [known, known]
+    assert "too far from that" in str(cells[0].reason)
+
+
 @pytest.mark.parametrize("missing", [bounds.BANDWIDTH, bounds.INT8])
 def test_a_missing_fact_leaves_a_cell_empty(missing: str) -> None:
     known = {name: fact for name, fact in FACTS.items() if name != missing}
@@ -337,6 +347,16 @@ def test_runs_of_one_board_tell_its_law() -> None:
     assert {cell.origin for cell in (prefill, decode)} == {"projected"}
 
 
+def test_runs_are_of_the_mode_that_is_asked_for() -> None:
+    slow: Any = {"states": ({"mode": {"name": "7W", "id": 3}},)}
+    runs = [measured(10**8, **slow), measured(4 * 10**8, **slow)]
+    asked = bounds.card_of(measured(2 * 10**8))
+    cells = projection.by_runs(asked, "ort", "w8a8", "workbench", runs, "7W")
+    assert cells == projection.by_runs(asked, "ort", "w8a8", "workbench", runs)
+    with pytest.raises(SlmqError, match="its power mode is 7W, not 15W"):
+        projection.by_runs(asked, "ort", "w8a8", "workbench", runs, "15W")
+
+
 def test_steps_of_the_bundle_do_not_count_where_those_of_runs_are_not_known() -> None:
     runs = [measured(10**8), measured(4 * 10**8)]
     asked = bounds.card_of(measured(2 * 10**8))
@@ -369,6 +389,7 @@ def test_keys_and_values_get_their_own_cost_where_depths_tell_it() -> None:
             lambda: with_artifact(measured(4 * 10**8), runtime={"kind": "trt"}),
             "its target is trt, not ort",
         ),
+        (lambda: measured(4 * 10**8, states=({"mode": {"name": "7W", "id": 3}},)), "mode is 7W"),
     ],
 )
 def test_runs_of_something_else_are_refused(second: Any, said: str) -> None:

@@ -46,9 +46,10 @@ def _section(title: str, rows: Iterable[tuple[str, str]]) -> str:
 
 def _cells(found: Estimate) -> bounds.Rows:
     tokens = {"prefill": found.prompt_tokens, "decode": found.new_tokens}
+    reasons = {cell.reason for cell in found.cells}
+    if len(reasons) == 1 and None not in reasons:
+        return [("prefill and decode", _cell(found.cells[0]))]
     rows = [(f"{cell.phase}, {tokens[cell.phase]} tokens", _cell(cell)) for cell in found.cells]
-    if all(cell.reason == found.basis for cell in found.cells):
-        return rows
     return [*rows, ("after", found.basis)]
 
 
