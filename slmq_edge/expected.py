@@ -65,13 +65,13 @@ def estimate(request: Request) -> Estimate:
     work = measure.Workload(request.prompt_tokens, request.new_tokens, 1, 0, 1)
     measure.check_workload(work, document)
     ran, target = artifact_of(document, "", 0), kind_of(document)
-    sheet = in_mode(devices.load(request.device), request.mode)
+    sheet = devices.load(request.device)
+    # Laws have a factor for each mode; what a mode allows is in the sheet.
     facts, asked = sheet.as_json(), bounds.card(document, work)
+    now = facts if request.mode is None else sheet.in_mode(request.mode).as_json()
     projection.require_runnable(target, asked.on_gpu, sheet)
     memory = _memory(sheet.name, facts, request.runs)
-    limits = bounds.ceilings(
-        asked, facts, sheet.kind, bounds.cache_of(asked, facts, sheet.kind, {})
-    )
+    limits = bounds.ceilings(asked, now, sheet.kind, bounds.cache_of(asked, now, sheet.kind, {}))
     cells, basis, mode = _cells(request, asked, facts, target, ran.scheme_ran)
     positions = request.prompt_tokens + request.new_tokens
     told = MEMORY not in facts
@@ -84,18 +84,13 @@ def estimate(request: Request) -> Estimate:
         mode=mode,
         prompt_tokens=request.prompt_tokens,
         new_tokens=request.new_tokens,
-        facts=facts,
+        facts=now,
         card=asked,
         ceilings=limits,
         cells=projection.capped(cells, limits),
         basis=basis,
         rooms=rooms(request.bundle, document, asked, positions, sheet.kind, memory, told),
     )
-
-
-def in_mode(sheet: devices.Facts, mode: str | None) -> devices.Facts:
-    """The sheet as it holds in a power mode; families check the mode's name."""
-    return sheet
 
 
 def _memory(device: str, facts: Mapping[str, Any], runs: Sequence[Run]) -> float | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 
 from slmq_edge.expected import Estimate
 from slmq_edge.projection import ORIGIN, Cell
 from slmq_edge.reports import bounds
-from slmq_edge.reports.format import UNKNOWN, bytes_text, rate_text
+from slmq_edge.reports.format import UNKNOWN, bytes_text, rate_text, section
 from slmq_edge.room import Room
 
 FORMAT, VERSION = "slmq-edge-estimate", 1
@@ -21,10 +20,10 @@ def render(found: Estimate) -> str:
     what = f"{found.model}, {found.scheme} ({found.target})"
     parts = [
         f"{what} on {found.title}{mode}: {ORIGIN}, not measured",
-        _section("What it asks for", bounds.asked(found.card)),
-        _section("What the device allows", bounds.allowed(found.ceilings)),
-        _section("Projected (nine in ten rows left out of the fit lay so near)", _cells(found)),
-        *(_section(f"Memory for {one.what}, about", _room(one)) for one in found.rooms),
+        section("What it asks for", bounds.asked(found.card)),
+        section("What the device allows", bounds.allowed(found.ceilings)),
+        section("Projected (nine in ten rows left out of the fit lay so near)", _cells(found)),
+        *(section(f"Memory for {one.what}, about", _room(one)) for one in found.rooms),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -36,12 +35,6 @@ def to_json(found: Estimate) -> str:
     ]
     whole = {**document, **dataclasses.asdict(found), "rooms": rooms}
     return json.dumps(whole, indent=1, allow_nan=False) + "\n"
-
-
-def _section(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    listed = list(rows)
-    width = max(len(name) for name, _ in listed)
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in listed)])
 
 
 def _cells(found: Estimate) -> bounds.Rows:
