@@ -34,6 +34,8 @@ class Listener:
         self._at, self._act = at, act
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "device":  # before anything runs; no event of the journal
+            return
         self.events.append(event)
         if self.count("repetition") == self._at and event["event"] == "repetition":
             self._act(self.events)
@@ -46,7 +48,7 @@ class Listener:
 
 
 def _kill(events: list[Mapping[str, Any]]) -> None:
-    os.kill(events[1]["pid"], signal.SIGKILL)
+    os.kill(events[0]["pid"], signal.SIGKILL)
 
 
 def _interrupt(events: list[Mapping[str, Any]]) -> None:
@@ -68,7 +70,7 @@ def test_a_bundle_is_measured(bundle: Path, tmp_path: Path) -> None:
     run = inference.profile(bundle, WORK, output, listener)
     assert results.load(output) == run
     assert [event["event"] for event in listener.events] == (
-        ["device", "begin", "probe", "golden", "load", "warmup"] + ["repetition"] * 3 + ["end"]
+        ["begin", "probe", "golden", "load", "warmup"] + ["repetition"] * 3 + ["end"]
     )
     assert {name: len(series.values) for name, series in run.series.items()} == {
         "load_seconds": 1,
@@ -134,7 +136,7 @@ def test_a_complete_journal_is_only_read(bundle: Path, tmp_path: Path) -> None:
     _leave_journal(bundle, tmp_path / "run.json", WORK)
     listener = Listener()
     run = inference.profile(bundle, WORK, tmp_path / "run.json", listener)
-    assert [event["event"] for event in listener.events] == ["device", "note"]
+    assert [event["event"] for event in listener.events] == ["note"]
     assert len(run.series["decode_seconds"].values) == WORK.repetitions
 
 
