@@ -22,11 +22,12 @@ from slmq_edge.remote.transport import LocalTransport
 from slmq_edge.runner import job, journal
 from slmq_edge.runner.agent import runs, state
 from slmq_edge.runner.measure import Workload
-from tests import toy_graph
+from tests import test_py38, toy_graph
 from tests.supervised import attempt, gone, until
 
 SHORT = Workload(prompt_tokens=6, new_tokens=5, repetitions=3, warmups=1, threads=1)
 LONG = SHORT._replace(new_tokens=400, repetitions=50)
+python38 = test_py38.python38
 ENDLESS = LONG._replace(repetitions=100_000)
 OWN, OTHER = "a" * 64, "b" * 64
 
@@ -39,9 +40,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Device:
     """A home of its own, and the agent that lives there."""
 
-    def __init__(self, home: Path, bundle: Path) -> None:
+    def __init__(self, home: Path, bundle: Path, python: str = sys.executable) -> None:
         self.home, self._bundle = home / ".slmq", bundle
-        target = Target("the board", "local", python=sys.executable)
+        target = Target("the board", "local", python=python)
         self.agent = Agent(LocalTransport(home), target)
 
     def start(self, work: Workload, name: str = OWN, **others: Any) -> dict[str, Any]:
@@ -267,3 +268,17 @@ def test_a_supervisor_that_does_not_come_up_says_why(
     with pytest.raises(SlmqError, match="did not come up: it said nothing"):
         runs.start(tmp_path, request)
     assert runs._take(tmp_path / "device.lock", tmp_path, "/")[0] is not None  # it is free again
+
+
+@pytest.mark.py38
+def test_a_supervisor_of_python_3_8(python38: str, tmp_path: Path, bundle: Path) -> None:
+    """Without packages no runner gets far there; all around it does its part."""
+    device = Device(tmp_path, bundle, python38)
+    began = device.start(SHORT)
+    assert (began["state"], began["attached"]) == ("running", False)
+    ended = device.poll()
+    assert (ended["state"], ended["exit_code"], ended["refusal"]) == ("failed", 1, None)
+    assert "No module named 'numpy'" in ended["text"]
+    with pytest.raises(NotFound, match="nothing runs there"):
+        device.agent.ask("stop")
+    assert device.agent.ask("forget", id=OWN) == {"forgotten": True}

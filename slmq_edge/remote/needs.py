@@ -1,11 +1,15 @@
-"""What a bundle needs of a machine that is not this one, looked at before anything is sent."""
+"""What a bundle needs of a machine that is not this one, looked at before anything is sent.
+
+An engine for TensorRT is not looked for: it is built of the bundle that is there, so that has to be
+sent first; the runner then says where it is and what builds one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from slmq_edge.errors import NotFound, SlmqError, Unsupported
+from slmq_edge.errors import SlmqError, Unsupported
 from slmq_edge.remote.target import Target
 from slmq_edge.runner import asked, manifest, ort, runtimes
 
@@ -42,7 +46,7 @@ def require(target: Target, seen: Mapping[str, Any], place: runtimes.Place) -> N
 
     Raises:
         UsageError: this release runs no such bundle. Unsupported: a package is missing there.
-        NotFound: no folder of engines is named. SlmqError: onnxruntime is too old there.
+        SlmqError: onnxruntime is too old there.
     """
     runtimes.of(place)
     kind, packages = manifest.kind_of(place.bundle), seen["packages"]
@@ -61,8 +65,3 @@ def require(target: Target, seen: Mapping[str, Any], place: runtimes.Place) -> N
             ort.check_runtime(asked.minimum_version(place.bundle), found)
         except SlmqError as error:
             raise SlmqError(f"{target.name}: {error}") from error
-    elif place.engines is None:
-        raise NotFound(
-            f"{target.name}: an engine is built on the machine that runs it: slmq-edge build "
-            f"{place.folder.name} --engines DIR there, then --engines DIR here, by its path there"
-        )
