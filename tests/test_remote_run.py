@@ -218,6 +218,38 @@ def test_a_job_that_was_lost_is_started_again(bundle: Path, home: Path, tmp_path
     assert len(told.of("begin")) == 2
 
 
+def test_what_answers_there_may_be_killed(target: Target, bundle: Path, tmp_path: Path) -> None:
+    """A system that goes down ends it before the link: that is no bug of ours."""
+    home = Path(target.home)
+    killed: list[int] = []
+
+    def agents() -> list[int]:
+        found = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = file.read_bytes().split(b"\0")
+                ours = any(word.startswith(bytes(home / "runners")) for word in words)
+                if ours and b"agent" in words and b"python" in words[0]:
+                    found.append(int(file.parent.name))
+        return found
+
+    def kill_one() -> None:
+        until(agents, "somebody is asked there")
+        for pid in agents():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+                killed.append(pid)
+
+    hand = threading.Thread(target=kill_one)
+    told, output = Listener(1, hand.start), tmp_path / "run.json"
+    measure(target, bundle, output, LONG, told)
+    hand.join()
+    assert killed
+    assert "what answers there was ended by a signal; trying again" in told.notes()
+    nothing_twice(output, LONG, told)
+    assert len(told.of("begin")) == 1
+
+
 @pytest.mark.usefixtures("prompt")
 def test_a_job_that_is_always_lost_is_given_up(bundle: Path, home: Path, tmp_path: Path) -> None:
     class Reaper(Listener):
