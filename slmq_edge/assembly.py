@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from slmq_edge.caveats import Evidence, doubts
+from slmq_edge import bounds
+from slmq_edge.caveats import IMPLAUSIBLE, Caveat, Evidence, doubts
 from slmq_edge.energy import Window
 from slmq_edge.errors import Damaged
 from slmq_edge.results import (
@@ -84,8 +85,17 @@ def assemble(
     evidence = Evidence(
         series, environment, dataclasses.asdict(workload), golden, probe, found.states, found.power
     )
-    complete = dataclasses.replace(found, caveats=doubts(evidence))
+    complete = dataclasses.replace(found, caveats=(*_impossible(found), *doubts(evidence)))
     return from_document(json.loads(to_json(complete)), "the journal")
+
+
+def _impossible(run: Run) -> tuple[Caveat, ...]:
+    """One caveat for all that is beyond what the device can do; none where nothing is."""
+    found = bounds.implausible(run)
+    if not found:
+        return ()
+    advice = f"IMPLAUSIBLE: {'; '.join(found)}: do not use these figures, and tell us of them"
+    return (Caveat(IMPLAUSIBLE, advice, {"found": list(found)}),)
 
 
 def _all(events: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

@@ -14,6 +14,8 @@ from slmq_edge import __version__
 from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.devices import app as devices
+from slmq_edge.commands.doctor import doctor
+from slmq_edge.commands.estimate import estimate
 from slmq_edge.commands.export import export
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
@@ -38,8 +40,10 @@ app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("lint")(lint)
+app.command("estimate")(estimate)
 app.command("profile")(profile)
 app.command("compare")(compare)
+app.command("doctor")(doctor)
 app.add_typer(report, name="report")
 app.add_typer(trt, name="trt")
 app.add_typer(devices, name="devices")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from slmq_edge import differences, energy, metrics
+from slmq_edge import bounds, differences, energy, metrics
 from slmq_edge.caveats import IMPLAUSIBLE
 from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.results import Run, Series
@@ -177,9 +177,10 @@ def is_quantized(run: Run) -> bool:
 
 def _require_comparable(baseline: Run, candidate: Run) -> None:
     for role, run in (("baseline", baseline), ("candidate", candidate)):
-        for caveat in run.caveats:
-            if caveat.code == IMPLAUSIBLE:
-                raise SlmqError(f"nothing is compared with the {role}: {caveat.advice}")
+        # What run.json says, and what its figures say, whoever wrote them down.
+        said = [caveat.advice for caveat in run.caveats if caveat.code == IMPLAUSIBLE]
+        for line in [*said, *bounds.implausible(run)]:
+            raise SlmqError(f"nothing is compared with an implausible {role}: {line}")
     first, second = baseline.workload, candidate.workload
     work = [(run.prompt_tokens, run.new_tokens) for run in (first, second)]
     if work[0] != work[1]:

@@ -1,0 +1,69 @@
+"""slmq-edge doctor: what is installed, what can run, and what is missing?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from slmq_edge.errors import SlmqError
+
+SECONDS = 600.0  # a board that builds TensorRT engines for small products takes minutes
+
+
+def doctor(
+    device: Annotated[
+        str, typer.Option("--device", help="local, or ssh://user@host:port.", metavar="DEVICE")
+    ] = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Everything found, as JSON.")] = False,
+) -> None:
+    """Say what of a machine works: by running it, not by what is listed.
+
+    Every provider of onnxruntime multiplies small matrices of floats, of 8-bit integers and with
+    4-bit and 8-bit weights, and its answers are checked, each in a process of its own. TensorRT is
+    imported, GPUs and sensors are asked. What is missing comes with the command that gets it.
+
+    The exit code is 0 where bundles can be measured on that machine, and 1, with what is in the
+    way, where they cannot. Quantizing and exporting need no board: what they lack is listed only.
+
+    \b
+    Examples:
+      slmq-edge doctor
+      slmq-edge doctor --device ssh://jetson@192.168.1.20
+      slmq-edge doctor --json | jq '.findings[] | select(.state != "ok")'
+    """
+    from slmq_edge import installed
+    from slmq_edge.diagnosis import findings, obstacle
+    from slmq_edge.remote.target import LOCAL, parse
+    from slmq_edge.reports import doctor as report
+    from slmq_edge.runner.doctor import examine
+
+    target = parse(device)
+    local = target.transport == LOCAL
+    typer.echo(f"looking at {target.name}: seconds, with a GPU a minute", err=True)
+    document = examine() if local else _asked(target)
+    found = (*findings(document, local), *(installed.findings() if local else ()))
+    write = report.to_json if as_json else report.render
+    typer.echo(write(document, found), nl=False)
+    problem = obstacle(found, local)
+    if problem is not None:
+        raise problem if local else type(problem)(f"{target.name}: {problem}")
+
+
+def _asked(target: Any) -> Mapping[str, Any]:
+    """The document of a board: its own Python looks at it."""
+    from slmq_edge.remote.agent import Agent
+    from slmq_edge.remote.transport import connect
+    from slmq_edge.runner.doctor import read
+
+    transport = connect(target)
+    try:
+        done = Agent(transport, target).python(["doctor"], timeout=SECONDS)
+    finally:
+        transport.close()
+    document = read(done.stdout)
+    if document is None:
+        last = " | ".join(done.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        raise SlmqError(f"{target.name}: the doctor ended there with {done.code}: {last}")
+    return document

@@ -1,0 +1,51 @@
+"""A diagnosis as text: what works here, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slmq_edge.diagnosis import Finding, targets
+
+MARKS = {"ok": " ", "absent": "-", "doubtful": "!", "missing": "X"}
+LEGEND = "- not here   ! look at it   X in the way"
+
+
+def render(document: Mapping[str, Any], found: Sequence[Finding]) -> str:
+    """Sections of a line for each finding, a fix in the line below it; ends in a newline."""
+    parts = [_title(document)]
+    for part, some in itertools.groupby(found, key=lambda one: one.part):
+        parts.append("\n".join([part, *_lines(list(some))]))
+    return "\n\n".join([*parts, f"{LEGEND}\n{_verdict(document)}"]) + "\n"
+
+
+def to_json(document: Mapping[str, Any], found: Sequence[Finding]) -> str:
+    listed = [dataclasses.asdict(one) for one in found]
+    told = {**document, "findings": listed, "targets": targets(document)}
+    return json.dumps(told, indent=2) + "\n"
+
+
+def _verdict(document: Mapping[str, Any]) -> str:
+    names = ", ".join(targets(document)) or "none"
+    return f"bundles that this machine can measure, by --target: {names}"
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    seen = document["machine"]
+    what = seen.get("model") or seen.get("cpu_model") or "an unknown machine"
+    known = (what, seen["machine"], seen.get("os"))
+    described = ", ".join(str(one) for one in known if one)
+    return f"slmq-edge {document['version']} on {seen.get('hostname')}: {described}"
+
+
+def _lines(some: Sequence[Finding]) -> list[str]:
+    width = max(len(one.name) for one in some)
+    lines = []
+    for one in some:
+        lines.append(f"{MARKS[one.state]} {one.name:<{width}}  {one.text}")
+        if one.fix:
+            lines.append(f"  {'':<{width}}    {one.fix}")
+    return lines
