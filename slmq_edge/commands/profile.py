@@ -124,8 +124,8 @@ def profile(
     several = len(where) > 1 or device.endswith(".toml")
     if several and output is not None:
         raise UsageError("-o is of one machine: with several, files are named after the boards")
-    if engines is not None and (several or where[0].transport != "local"):
-        raise UsageError("--engines is of this machine: on a board they are beside its bundle")
+    if engines is not None and not engines.is_absolute() and where[0].transport != "local":
+        raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
     stem = bundle.absolute().name
     outputs = {
         one.name: output or Path(f"{stem}-{one.name}-run.json" if several else f"{stem}-run.json")

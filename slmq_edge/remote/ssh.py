@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -112,6 +113,7 @@ class SshTransport:
             return UNSHARED
         if self._sockets is None:
             self._sockets = _folder_for_sockets()
+            weakref.finalize(self, shutil.rmtree, self._sockets, ignore_errors=True)
         socket = self._sockets / SOCKET
         return ("ControlMaster=auto", f"ControlPath={socket}", f"ControlPersist={PERSIST_SECONDS}")
 
