@@ -40,7 +40,7 @@ import numpy as np
 resource.setrlimit(resource.RLIMIT_AS, ({ADDRESSES}, {ADDRESSES}))
 np.ones({ADDRESSES}, np.int8)
 """
-WORK = Workload(prompt_tokens=6, new_tokens=500, repetitions=100, warmups=1, threads=1)
+WORK = Workload(prompt_tokens=6, new_tokens=500, repetitions=60, warmups=1, threads=1)
 
 
 @pytest.fixture
