@@ -9,7 +9,7 @@ import typer
 
 from slmq_edge.errors import SlmqError
 
-SECONDS = 600.0  # a board that builds TensorRT engines for small products takes minutes
+SECONDS = 900.0  # a board that builds TensorRT engines for small products takes minutes
 
 
 def doctor(
