@@ -13,6 +13,8 @@ from slmq_edge.profiles.board import STATE, Board, Mode
 from slmq_edge.profiles.cpu import Cpu
 from slmq_edge.profiles.cuda import Cuda
 from slmq_edge.profiles.fake import Fake
+from slmq_edge.profiles.jetson import Jetson
+from slmq_edge.profiles.raspberrypi import RaspberryPi
 
 
 class Profile(Protocol):
@@ -62,6 +64,8 @@ PROFILES: dict[str, Callable[[Board], Profile]] = {
     "cpu": Cpu.of,
     "cuda": Cuda.of,
     "fake": Fake.of,
+    "jetson": Jetson.of,
+    "raspberrypi": RaspberryPi.of,
 }
 
 

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from slmq_edge.caveats import Evidence, doubts
+from slmq_edge import bounds
+from slmq_edge.caveats import IMPLAUSIBLE, Caveat, Evidence, doubts
 from slmq_edge.energy import Window
 from slmq_edge.errors import Damaged
 from slmq_edge.results import (
@@ -61,7 +62,10 @@ def assemble(
     }
     said = [event["session"] for event in [*loads, *ends] if event.get("session")]
     environment |= {"session": said[-1]} if said else {}
-    artifact = artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"])
+    artifact = dataclasses.replace(
+        artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"]),
+        read_bytes=bounds.card(bundle, workload).read_bytes,
+    )
     series = _series(loads, warmups, repetitions) | _put_aside(events)
     rounds = [*warmups, *repetitions]
     created = datetime.datetime.fromtimestamp(begins[0]["at"], datetime.UTC)
@@ -84,8 +88,17 @@ def assemble(
     evidence = Evidence(
         series, environment, dataclasses.asdict(workload), golden, probe, found.states, found.power
     )
-    complete = dataclasses.replace(found, caveats=doubts(evidence))
+    complete = dataclasses.replace(found, caveats=(*_impossible(found), *doubts(evidence)))
     return from_document(json.loads(to_json(complete)), "the journal")
+
+
+def _impossible(run: Run) -> tuple[Caveat, ...]:
+    """One caveat for all that is beyond what the device can do; none where nothing is."""
+    found = bounds.implausible(run)
+    if not found:
+        return ()
+    advice = f"IMPLAUSIBLE: {'; '.join(found)}: do not use these figures, and tell us of them"
+    return (Caveat(IMPLAUSIBLE, advice, {"found": list(found)}),)
 
 
 def _all(events: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:

@@ -15,6 +15,7 @@ from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.devices import app as devices
 from slmq_edge.commands.doctor import doctor
+from slmq_edge.commands.estimate import estimate
 from slmq_edge.commands.export import export
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
@@ -39,6 +40,7 @@ app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("lint")(lint)
+app.command("estimate")(estimate)
 app.command("profile")(profile)
 app.command("compare")(compare)
 app.command("doctor")(doctor)

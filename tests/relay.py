@@ -24,6 +24,7 @@ class Relay:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._limit: int | None = None
+        self._then = self.cut
         self._passing = threading.Event()
         self._passing.set()
         self._accepting = True
@@ -59,6 +60,16 @@ class Relay:
         """Cut every connection as soon as ``count`` more bytes have been sent, once."""
         with self._lock:
             self._limit = self.sent + count
+
+    def hold_after(self, count: int, seconds: float) -> None:
+        """Pass nothing on as soon as ``count`` more bytes have been sent, for so long."""
+
+        def hold() -> None:
+            self.hold()
+            threading.Timer(seconds, self.release).start()
+
+        self._then = hold
+        self.cut_after(count)
 
     def cut(self) -> None:
         """Cut every connection now; new ones are accepted."""
@@ -102,8 +113,9 @@ class Relay:
             while block := source.recv(BLOCK_BYTES):
                 self._passing.wait()
                 if counted and self._is_over(len(block)):
-                    self.cut()
-                    return
+                    then, self._then = self._then, self.cut
+                    then()
+                    self._passing.wait()
                 sink.sendall(block)
             sink.shutdown(socket.SHUT_WR)
             if not counted:  # the target has ended it

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,10 +86,17 @@ def make_keys(folder: Path, *names: str) -> None:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *extra: str, sftp: bool = True) -> Iterator[Board]:
+def serve(
+    folder: Path,
+    *extra: str,
+    sftp: bool = True,
+    address: str = HOST,
+    inside: Sequence[str] = (),
+) -> Iterator[Board]:
     """Run an sshd that lets the present user in, into a home below ``folder``, by its own key.
 
-    extra: more lines for sshd_config.
+    extra: more lines for sshd_config. address: its own. inside: the command that starts it where
+    that address is.
     """
     program = find_sshd()
     home = folder / "home"
@@ -98,14 +105,14 @@ def serve(folder: Path, *extra: str, sftp: bool = True) -> Iterator[Board]:
     shutil.copyfile(folder / "client_key.pub", folder / "authorized_keys")
     with socket.create_server((HOST, 0)) as found:
         port = found.getsockname()[1]
-    _write_configs(folder, port, (_subsystem(), *extra) if sftp else extra)
+    _write_configs(folder, (address, port), (_subsystem(), *extra) if sftp else extra)
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # for sshd's privilege separation
     log = (folder / "log").open("wb")
-    command = [program, "-D", "-e", "-f", str(folder / "sshd_config")]
+    command = [*inside, program, "-D", "-e", "-f", str(folder / "sshd_config")]
     with log, subprocess.Popen(command, stdout=log, stderr=log) as daemon:
         try:
-            _wait_for(port, daemon, folder / "log")
+            _wait_for((address, port), daemon, folder / "log")
             yield Board(port, home, folder / "ssh_config", folder)
         finally:
             daemon.terminate()
@@ -115,9 +122,10 @@ def _subsystem() -> str:
     return f"Subsystem sftp {next(filter(os.path.exists, SFTP_SERVERS))}"
 
 
-def _write_configs(folder: Path, port: int, extra: tuple[str, ...]) -> None:
+def _write_configs(folder: Path, place: tuple[str, int], extra: tuple[str, ...]) -> None:
+    address, port = place
     (folder / "sshd_config").write_text(
-        f"ListenAddress {HOST}\n"
+        f"ListenAddress {address}\n"
         f"Port {port}\n"
         f"HostKey {folder}/host_key\n"
         f"AuthorizedKeysFile {folder}/authorized_keys\n"
@@ -132,7 +140,7 @@ def _write_configs(folder: Path, port: int, extra: tuple[str, ...]) -> None:
     )
     (folder / "ssh_config").write_text(
         "Host board\n"
-        f"HostName {HOST}\n"
+        f"HostName {address}\n"
         f"Port {port}\n"
         f"User {getpass.getuser()}\n"
         f"IdentityFile {folder}/client_key\n"
@@ -143,14 +151,14 @@ def _write_configs(folder: Path, port: int, extra: tuple[str, ...]) -> None:
         "GlobalKnownHostsFile /dev/null\n"
     )
     public = (folder / "host_key.pub").read_text()
-    (folder / "known_hosts").write_text(f"[{HOST}]:{port} {public}")
+    (folder / "known_hosts").write_text(f"[{address}]:{port} {public}")
 
 
-def _wait_for(port: int, daemon: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(place: tuple[str, int], daemon: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + STARTS_WITHIN
     while True:
         try:
-            socket.create_connection((HOST, port), timeout=1).close()
+            socket.create_connection(place, timeout=1).close()
         except OSError:
             if daemon.poll() is not None or time.monotonic() > until:
                 raise AssertionError(f"sshd does not start:\n{log.read_text()}") from None

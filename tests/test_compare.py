@@ -416,7 +416,7 @@ def test_nothing_is_compared_with_a_figure_that_cannot_be(role: str) -> None:
     wrong = (Caveat("implausible", "decode is above what the memory can deliver", {}),)
     sides = {"baseline": run(), "candidate": run("w8a8")}
     sides[role] = dataclasses.replace(sides[role], caveats=wrong)
-    with pytest.raises(SlmqError, match=f"with the {role}: decode is above"):
+    with pytest.raises(SlmqError, match=f"an implausible {role}: decode is above"):
         compare(sides["baseline"], sides["candidate"])
 
 

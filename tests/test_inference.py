@@ -34,6 +34,8 @@ class Listener:
         self._at, self._act = at, act
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "device":  # before anything runs; no event of the journal
+            return
         self.events.append(event)
         if self.count("repetition") == self._at and event["event"] == "repetition":
             self._act(self.events)

@@ -95,6 +95,7 @@ def test_all_that_a_jetson_says(tmp_path: Path) -> None:
             "current": 2,
         },
         "gpus": [],
+        "cache_bytes": None,
     }
     assert json.loads(json.dumps(seen)) == seen
 

@@ -307,7 +307,8 @@ def test_the_report_says_what_ran() -> None:
         "2.00 MB (linears 8 bits, lm_head 32 bits)",
         "64 B per token, float32",
         "int8 per channel, symmetric",
-        "500 tok/s (bandwidth / weights): 0.4 %",
+        "642 B (weights 34 B, KV 608 B at depth 10)",
+        "0.0 % (1557632 tok/s by memory bandwidth)",
         "16.0 tok/s [0.00 tok/s]",
         "2 repetitions say little",
     ):

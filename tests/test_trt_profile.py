@@ -194,7 +194,7 @@ def test_engines_may_lie_elsewhere(bundle: Path, tmp_path: Path) -> None:
 def _refused(bundle: Path, message: str, work: Workload = WORK, **options: Any) -> Listener:
     listener, output = Listener(), bundle.parent / "never" / "run.json"
     with pytest.raises(SlmqError, match=message):
-        inference.profile(bundle, work, output, listener, **options)
+        inference.profile(bundle, work, output, listener, inference.Options(**options))
     assert listener.count("load") == 0
     return listener
 

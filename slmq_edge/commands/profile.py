@@ -1,12 +1,19 @@
-"""slmq-edge profile: how fast is a bundle here, and how much memory does it take?"""
+"""slmq-edge profile: how fast is a bundle on a machine, and how much memory and energy it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from slmq_edge.commands.rounds import Event, Rounds
+
+if TYPE_CHECKING:
+    from slmq_edge.remote.inventory import Outcome
+    from slmq_edge.remote.target import Target
+    from slmq_edge.results import Run
+    from slmq_edge.tracks.measuring import Asked
 
 
 def profile(
@@ -24,10 +31,37 @@ def profile(
         Path | None,
         typer.Option("-o", "--output", help="Default: NAME-run.json in this folder."),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            "-d",
+            "--device",
+            metavar="WHERE",
+            help="local, ssh://user@host:port, or a TOML file that names several boards.",
+        ),
+    ] = "local",
     warmups: Annotated[int, typer.Option(min=0, help="Rounds before the first counts.")] = 2,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default: one for every core we may use.")
     ] = None,
+    power_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Least length of an idle, prefill, decode window; 0: no energy."),
+    ] = 2.0,
+    power_source: Annotated[
+        str | None,
+        typer.Option(help="On a Jetson: sysfs, tegrastats or jtop. Default: the first two."),
+    ] = None,
+    cool_down: Annotated[
+        float,
+        typer.Option(min=0, help="Longest wait, in seconds, before a repetition while warmer."),
+    ] = 0.0,
+    deadline: Annotated[
+        float, typer.Option(min=0.01, help="Hours after which a board ends the job by itself.")
+    ] = 6.0,
+    reconnect_limit: Annotated[
+        float, typer.Option(min=0, help="Minutes for which a lost link is put up with.")
+    ] = 15.0,
     runtime: Annotated[
         str | None,
         typer.Option(help="What the bundle must be for: ort or trt. Default: whatever it is."),
@@ -44,8 +78,11 @@ def profile(
             "--allow-inexact", help="Measure even if this CPU's integer kernel is not exact."
         ),
     ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End the job that runs on --device, and leave.")
+    ] = False,
 ) -> None:
-    """Measure a bundle on this machine: tokens per second, memory by phase, time to load.
+    """Measure a bundle: tokens per second, memory by phase, energy, time to load.
 
     Before anything is timed, every file is verified, the CPU's integer arithmetic is probed,
     and the golden prompts must come out as they did in simulation. A bundle that fails is
@@ -55,72 +92,147 @@ def profile(
     Every repetition is on disk before the next begins. After Ctrl-C or a crash the same
     command takes only the repetitions that are missing.
 
+    With --device ssh://..., the bundle is sent to a board (once), checked and measured there by
+    the same code, and the run comes home. The board needs ssh, Python 3.8 and onnxruntime, and
+    nothing of ours. The job goes on without the link: the same command follows it, after
+    Ctrl-C too; --stop ends it. A TOML file names several boards, which work side by side:
+
+    \b
+      [[board]]
+      name = "orin"
+      device = "ssh://me@orin.local"
+      python = "/opt/venv/bin/python"      # and home, config: an ssh_config
+
     \b
     Examples:
       slmq-edge profile smollm-w8a8
       slmq-edge profile smollm-w8a8 -p 512 -n 128 -r 20 --threads 4 -o night.json
       slmq-edge profile smollm-w8a8 --json | jq .series.decode_seconds.values
+      slmq-edge profile smollm-w8a8 --device ssh://me@orin.local
+      slmq-edge profile smollm-w8a8 --device boards.toml
       slmq-edge profile smollm-trt --runtime trt
     """
+    from slmq_edge.errors import UsageError
     from slmq_edge.files import check_output, existing
+    from slmq_edge.remote.inventory import targets
 
-    target = output or Path(f"{bundle.absolute().name}-run.json")
+    where = targets(device)
+    if stop:
+        _stop(where)
+        return
     existing(bundle, "bundle")
-    check_output(target, force)
+    several = len(where) > 1 or device.endswith(".toml")
+    if several and output is not None:
+        raise UsageError("-o is of one machine: with several, files are named after the boards")
+    if engines is not None and not engines.is_absolute() and where[0].transport != "local":
+        raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
+    stem = bundle.absolute().name
+    outputs = {
+        one.name: output or Path(f"{stem}-{one.name}-run.json" if several else f"{stem}-run.json")
+        for one in where
+    }
+    for path in outputs.values():
+        check_output(path, force)
 
+    from slmq_edge.tracks.inference import Options
+    from slmq_edge.tracks.measuring import Asked
+
+    options = Options(
+        allow_inexact, runtime, engines, power_seconds, cool_down, _source(power_source)
+    )
+    asked = Asked(
+        bundle,
+        (prompt_tokens, new_tokens, repetitions, warmups),
+        threads,
+        options,
+        force,
+        reconnect_limit * 60,
+        deadline * 3600,
+    )
+    if several:
+        _measure_all(where, asked, outputs)
+        return
+    run = _measure_one(where[0], asked, outputs[where[0].name])
+    _print(run, as_json)
+    typer.echo(f"written: {outputs[where[0].name]}", err=True)
+
+
+def _measure_one(target: Target, asked: Asked, output: Path) -> Run:
+    from slmq_edge.tracks.measuring import measure_on
+
+    with Rounds([target.name], asked.rounds) as bars:
+
+        def show(event: Event) -> None:
+            if event["event"] == "device":
+                bars.say(_card(event))
+            bars.show(target.name, event)
+
+        return measure_on(target, asked, output, show)
+
+
+def _measure_all(where: tuple[Target, ...], asked: Asked, outputs: dict[str, Path]) -> None:
+    """Side by side; a line for each of what became of it, and exit code 1 if any failed."""
+    from slmq_edge.remote.inventory import side_by_side
+    from slmq_edge.tracks.measuring import measure_on
+
+    with Rounds([one.name for one in where], asked.rounds) as bars:
+        outcomes = side_by_side(
+            where, lambda one, show: measure_on(one, asked, outputs[one.name], show), bars.show
+        )
+    width = max(len(one.name) for one in outcomes)
+    for outcome in outcomes:
+        typer.echo(f"{outcome.name:<{width}}  {_became(outcome, outputs)}")
+    if any(outcome.run is None for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _became(outcome: Outcome, outputs: dict[str, Path]) -> str:
+    from slmq_edge.reports.format import rate_text
+
+    if outcome.run is None:
+        return f"failed: {outcome.error}"
+    prefill, decode = (
+        rate_text(series.median) for series in (outcome.run.prefill_rate, outcome.run.decode_rate)
+    )
+    doubts = ", ".join(caveat.code for caveat in outcome.run.caveats)
+    said = f"; {doubts}" if doubts else ""
+    return f"prefill {prefill}, decode {decode}{said}; {outputs[outcome.name]}"
+
+
+def _print(run: Run, as_json: bool) -> None:
     from slmq_edge.reports.profile import render
     from slmq_edge.results import to_json
-    from slmq_edge.runner import environment
-    from slmq_edge.runner.measure import Workload
-    from slmq_edge.tracks import inference
 
-    used = threads or environment.cores()
-    workload = Workload(prompt_tokens, new_tokens, repetitions, warmups, used)
-    with _Bar(warmups + repetitions) as bar:
-        run = inference.profile(
-            bundle,
-            workload,
-            target,
-            bar.show,
-            inference.Options(allow_inexact, runtime, engines),
-            force=force,
-        )
     typer.echo(to_json(run) if as_json else render(run), nl=False)
-    typer.echo(f"written: {target}", err=True)
 
 
-class _Bar:
-    """A progress bar with the time left, on stderr, fed by the journal's events."""
+def _card(event: Event) -> str:
+    """What the bundle asks for and the device allows, before anything is measured."""
+    from slmq_edge import bounds
+    from slmq_edge.reports import bounds as rows
+    from slmq_edge.reports.format import section
 
-    def __init__(self, rounds: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    device, card = event["device"], bounds.card(event["bundle"], event["workload"])
+    cache = bounds.cache_of(card, device.facts, device.kind, event["seen"])
+    limits = bounds.ceilings(card, device.facts, device.kind, cache)
+    return section(f"On {device.name}", [*rows.asked(card), *rows.allowed(limits)])
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task("verifying files", total=rounds)
-        self._stages: dict[str, Callable[[Mapping[str, Any]], str]] = {
-            "begin": lambda event: "probing integers",
-            "probe": lambda event: "checking golden prompts",
-            "golden": lambda event: "loading",
-            "load": lambda event: "warming up",
-            "warmup": lambda event: "warming up",
-            "repetition": lambda event: f"repetition {event['index'] + 1}",
-        }
 
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
+def _source(name: str | None) -> str | None:
+    from slmq_edge.errors import UsageError, unknown
+    from slmq_edge.profiles.jetson import SOURCES
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    if name is not None and name not in SOURCES:
+        raise UsageError(unknown("power source", name, SOURCES))
+    return name
 
-    def show(self, event: Mapping[str, Any]) -> None:
-        name = event["event"]
-        if name == "note":
-            self._progress.console.print(event["text"], markup=False, highlight=False)
-            self._progress.update(self._task, advance=event["done"])
-        if name in self._stages:
-            steps = 1 if name in ("warmup", "repetition") else 0
-            text = self._stages[name](event)
-            self._progress.update(self._task, description=text, advance=steps)
+
+def _stop(where: tuple[Target, ...]) -> None:
+    from slmq_edge.errors import UsageError
+    from slmq_edge.remote.run import Remote
+
+    for target in where:
+        if target.transport == "local":
+            raise UsageError("--stop is of a board: here, Ctrl-C ends what runs")
+        with Remote(target) as machine:
+            typer.echo(f"{target.name}: job {machine.stop()} is ended", err=True)

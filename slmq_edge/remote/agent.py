@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,12 +13,14 @@ from slmq_edge.errors import SlmqError, Unsupported, as_raised
 from slmq_edge.remote import package
 from slmq_edge.remote.patience import Patience
 from slmq_edge.remote.target import Target
-from slmq_edge.remote.transport import NOT_FOUND, Done, LinkLost, Transport
+from slmq_edge.remote.transport import NOT_FOUND, OF_SIGNAL, Done, LinkLost, Transport
 from slmq_edge.runner import agent, bootstrap
 
 SECONDS = 120.0  # an answer takes a second or so; a board that swaps, longer
 UNHURRIED = ("place", "assemble", "gc")  # gigabytes are read: no limit
 RECONNECT_SECONDS = 60.0
+# A system that goes down, or runs out of memory, ends what answers before it ends the link.
+FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
 LAST_WORDS = 3  # lines of stderr that are worth repeating
 # Whatever the login's locale: names of files and text are UTF-8. -I: nothing of the folder we
 # happen to be in, of PYTHONPATH or of the user's site-packages is imported.
@@ -60,10 +63,16 @@ class Agent:
             SlmqError: as it was raised there; LinkLost: the link stayed away.
         """
         timeout = None if do in UNHURRIED else SECONDS
-        done = self._runner([ISOLATED], ["agent"], timeout, lambda: {"do": do, **request})
-        answer = _answer(done)
-        if answer is None:
-            raise RuntimeError(f"the agent on {self._target.name} failed:\n{done.stderr}")
+        patience = self.patience()
+        while True:
+            done = self._runner([ISOLATED], ["agent"], timeout, lambda: {"do": do, **request})
+            answer = _answer(done)
+            if answer is not None:
+                break
+            name = self._target.name
+            if done.code - OF_SIGNAL not in FROM_OUTSIDE:
+                raise RuntimeError(f"the agent on {name} failed:\n{done.stderr}")
+            patience.again(LinkLost(f"{name}: what answers there was ended by a signal"))
         if set(answer) == {"error", "text"}:
             raise as_raised(answer["error"], f"{self._target.name}: {answer['text']}")
         return answer

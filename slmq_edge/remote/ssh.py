@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -112,13 +113,14 @@ class SshTransport:
             return UNSHARED
         if self._sockets is None:
             self._sockets = _folder_for_sockets()
+            weakref.finalize(self, shutil.rmtree, self._sockets, ignore_errors=True)
         socket = self._sockets / SOCKET
         return ("ControlMaster=auto", f"ControlPath={socket}", f"ControlPersist={PERSIST_SECONDS}")
 
     def _send(self, batch: Sequence[str], stage: Path, look: Callable[[], None]) -> None:
         """Run sftp's commands until the first that fails, in ``stage``; look on meanwhile."""
         code, words = self._sftp(batch, stage, look)
-        if code == FAILED:
+        if code == FAILED or code < 0:  # by SIGPIPE, where ssh has gone from under it
             refused = self._failure(words)
             if isinstance(refused, LinkLost):
                 # On a shared connection a subsystem that is not there looks like a lost link.

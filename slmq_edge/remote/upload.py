@@ -70,11 +70,14 @@ class _Upload:
         for _ in range(ATTEMPTS):
             self._send(batch)
             sizes = {digest: self._files[digest].bytes for digest in batch}
-            batch = list(self._agent.ask("place", files=sizes)["damaged"])
+            answer = self._agent.ask("place", files=sizes)
+            batch = list(answer["damaged"])
+            self._there.update({digest: sizes[digest] for digest in answer["placed"]})
+            self._there.update(dict.fromkeys(batch, 0))
+            self._tell(sum(self._there.values()))
             if not batch:
                 return
             for digest in batch:
-                self._there[digest] = 0
                 self._check(digest)
         raise Damaged(f"{self._files[batch[0]].path.name} arrived damaged {ATTEMPTS} times")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 UNKNOWN = "n/a"
 
@@ -61,3 +61,10 @@ def scheme_text(ran: str, stored_bits: Mapping[str, int]) -> str:
     if ran.startswith("w4") and stored > 4:
         return f"{ran} (4-bit numerics, {stored}-bit storage)"
     return ran
+
+
+def section(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A title, and below it names and values in two columns."""
+    listed = list(rows)
+    width = max(len(name) for name, _ in listed)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in listed)])

@@ -6,13 +6,15 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from slmq_edge import energy
+from slmq_edge import bounds, energy
+from slmq_edge.reports import bounds as bound_rows
 from slmq_edge.reports.format import (
     bytes_text,
     count_text,
     rate_text,
     scheme_text,
     seconds_text,
+    section,
     share_text,
     watts_text,
 )
@@ -29,29 +31,23 @@ DEVICE_NAMES = {
     "io": "inputs and outputs",
     "rest": "rest (TensorRT's own, others')",
 }
-BANDWIDTH = "bandwidth_bytes_per_second"
 
 
 def render(run: Run) -> str:
     """Run -> text of several short tables, ending in a newline."""
     parts = [
-        _section(f"{run.artifact.model} on {run.device.name}", _card(run)),
-        _section("Speed (median [width of the middle half])", _speed(run)),
-        _section("Memory of the process, by phase", _memory(run)),
+        section(f"{run.artifact.model} on {run.device.name}", _card(run)),
+        section("Speed (median [width of the middle half])", _speed(run)),
+        section("Against what the device allows", _bounds(run)),
+        section("Memory of the process, by phase", _memory(run)),
         *_on_device(run),
         *_energy(run),
         *_machine(run),
-        _section("Checked on this device", _checks(run)),
+        section("Checked on this device", _checks(run)),
     ]
     if run.caveats:
         parts.append("Caveats\n" + "\n".join(f"  ! {caveat.advice}" for caveat in run.caveats))
     return "\n\n".join(parts) + "\n"
-
-
-def _section(title: str, rows: Iterable[tuple[str, str]]) -> str:
-    listed = list(rows)
-    width = max(len(name) for name, _ in listed)
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in listed)])
 
 
 def _card(run: Run) -> list[tuple[str, str]]:
@@ -71,25 +67,15 @@ def _card(run: Run) -> list[tuple[str, str]]:
         ("bundle on disk", bytes_text(ran.bundle_bytes)),
         ("KV cache", f"{bytes_text(ran.kv_bytes_per_token)} per token{cache}"),
     ]
-    ceiling = decode_ceiling(run)
-    if ceiling is not None:
-        share = share_text(run.decode_rate.median / ceiling)
-        rows.append(("decode ceiling", f"{rate_text(ceiling)} (bandwidth / weights): {share}"))
     return rows
 
 
-def decode_ceiling(run: Run) -> float | None:
-    """Return tokens/s if every token reads all weights once.
-
-    None where no sheet gives the bandwidth, or where what lies on disk is not what is read: 4-bit
-    weights are unpacked at load.
-    """
-    fact = run.device.facts.get(BANDWIDTH)
-    bandwidth = fact.get("value") if isinstance(fact, dict) else None
-    packed = 4 in run.artifact.weight_storage_bits.values()
-    if packed or not isinstance(bandwidth, int | float) or not run.artifact.weights_bytes:
-        return None
-    return bandwidth / run.artifact.weights_bytes
+def _bounds(run: Run) -> list[tuple[str, str]]:
+    """What a token costs, and the share of what the device allows that was reached."""
+    card, facts, kind = bounds.card_of(run), run.device.facts, run.device.kind
+    limits = bounds.ceilings(card, facts, kind, bounds.cache_of(card, facts, kind, run.environment))
+    rates = {"decode": run.decode_rate.median, "prefill": run.prefill_rate.median}
+    return [*bound_rows.asked(card), *bound_rows.reached(card, limits, facts, rates)]
 
 
 def _speed(run: Run) -> list[tuple[str, str]]:
@@ -131,20 +117,21 @@ def _on_device(run: Run) -> list[str]:
         return []
     rows = [(DEVICE_NAMES.get(part, part), bytes_text(n)) for part, n in run.device_memory.items()]
     total = bytes_text(sum(run.device_memory.values()))
-    return [_section("Memory on the device, at most", [*rows, ("all of it", total)])]
+    return [section("Memory on the device, at most", [*rows, ("all of it", total)])]
 
 
 def _energy(run: Run) -> list[str]:
     """A section of joules where windows were taken, with the reason where they tell none."""
     if run.power is None:
-        reason = (run.environment.get("profile") or {}).get("reasons", {}).get("energy")
-        return [] if reason is None else [_section("Energy", [("", f"not told: {reason}")])]
+        reasons = (run.environment.get("profile") or {}).get("reasons", {})
+        reason = reasons.get("power") or reasons.get("energy")
+        return [] if reason is None else [section("Energy", [("", f"not told: {reason}")])]
     found = {phase: energy.of(run.power, phase) for phase in energy.WORK}
     sources = {one.source for one in found.values() if isinstance(one, energy.Energy)}
     rest = next((one.idle_watts for one in found.values() if isinstance(one, energy.Energy)), None)
     idle = "" if rest is None else f"; idle {watts_text(rest)}"
     title = f"Energy of the whole device ({', '.join(sources) or 'not told'}{idle})"
-    return [_section(title, [(phase, _energy_text(one)) for phase, one in found.items()])]
+    return [section(title, [(phase, _energy_text(one)) for phase, one in found.items()])]
 
 
 def _energy_text(found: energy.Energy | str) -> str:
@@ -171,7 +158,7 @@ def _machine(run: Run) -> list[str]:
         zone = max(heat, key=lambda name: max(heat[name]))
         first, most = heat[zone][0], max(heat[zone])
         rows.append(("warmest", f"{zone}: {first:.0f} at first, {most:.0f} degrees C at most"))
-    return [_section("Machine", rows)] if rows else []
+    return [section("Machine", rows)] if rows else []
 
 
 def _told(states: Iterable[Mapping[str, Any]], field: str) -> dict[str, list[float]]:

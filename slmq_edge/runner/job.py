@@ -67,8 +67,9 @@ class Job(NamedTuple):
         return Place(self.bundle, bundle, self.workload.threads, self.engines)
 
 
-def write(job: Job, path: Path) -> None:
-    document = {
+def document(job: Job) -> dict[str, Any]:
+    """Return a job as JSON."""
+    return {
         **job._asdict(),
         "bundle": str(job.bundle),
         "journal": str(job.journal),
@@ -76,7 +77,10 @@ def write(job: Job, path: Path) -> None:
         "engines": None if job.engines is None else str(job.engines),
         "board": job.board._asdict(),
     }
-    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def write(job: Job, path: Path) -> None:
+    path.write_text(json.dumps(document(job)), encoding="utf-8")
 
 
 def read(path: Path) -> Job:

@@ -22,11 +22,11 @@ L4T_PACKAGE = re.compile(r"^Package: nvidia-l4t-core$(?:\n.+)*?\nVersion: (\S+)"
 def look(root: str = "/") -> dict[str, Any]:
     """Return what there is to see, JSON; None where a machine does not tell.
 
-    machine (``uname -m``), kernel, os, hostname, memory_total_bytes, cpu_model, cpu_features (of
-    those that decide the speed of integers); model and compatible (device tree); nv_tegra_release
-    (first line), l4t_core (the package's version, where that file is missing), boot_spec (of
-    nv_boot_control.conf); nvpmodel: modes (id, name) and current (id); gpus (NVML): name,
-    compute_capability, memory_bytes.
+    machine (``uname -m``), kernel, os, hostname, memory_total_bytes, cpu_model, cpu_features
+    (of those that decide the speed of integers), cache_bytes (all last-level caches); model and
+    compatible (device tree); nv_tegra_release (first line), l4t_core (the package's version,
+    where that file is missing), boot_spec (of nv_boot_control.conf); nvpmodel: modes (id, name)
+    and current (id); gpus (NVML): name, compute_capability, memory_bytes.
 
     Args:
         root: where /proc, /sys, /etc and /var are. Elsewhere than in /, NVML is not asked.
@@ -42,6 +42,7 @@ def look(root: str = "/") -> dict[str, Any]:
         "memory_total_bytes": here["memory_total_bytes"],
         "cpu_model": here["cpu_model"],
         "cpu_features": here["cpu_flags"],
+        "cache_bytes": here["cache_bytes"],
         "model": _model(top),
         "compatible": _compatible(top),
         "nv_tegra_release": release,

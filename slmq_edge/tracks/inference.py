@@ -7,6 +7,7 @@ where it stopped.
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from slmq_edge.files import check_output, existing_bundle
 from slmq_edge.profiles import Board
 from slmq_edge.results import Device, Run, save
 from slmq_edge.runner import job, journal, measure, runtimes
+from slmq_edge.runner.look import look
 from slmq_edge.runner.measure import Workload
 
 GPU = "cuda"  # the adapter of one that has no sheet
@@ -51,6 +53,10 @@ class Options:
 
 class Machine(Protocol):
     """Where a job runs."""
+
+    @property
+    def seen(self) -> Mapping[str, Any]:
+        """What it says of itself; see `runner.look.look`."""
 
     def device(self, place: runtimes.Place) -> tuple[Device, Board]:
         """What this machine is, and what its profile must be told.
@@ -87,9 +93,14 @@ class Local:
     def __init__(self, root: str = "/") -> None:
         self._root = root
 
+    @functools.cached_property
+    def seen(self) -> Mapping[str, Any]:
+        """See `Machine`; asked once."""
+        return look(self._root)
+
     def device(self, place: runtimes.Place) -> tuple[Device, Board]:
         gpu = runtimes.of(place).check(place).get("gpu")
-        device, board = of_facts(devices.detect_here(self._root), gpu)
+        device, board = of_facts(devices.detect(self.seen), gpu)
         return device, board._replace(root=self._root)
 
     def run(self, work: job.Job, progress: Progress) -> None:
@@ -115,7 +126,8 @@ def profile(
         bundle: the folder that was exported.
         workload: how many tokens, repetitions, threads.
         output: where run.json goes; the journal is ``<stem>.journal.jsonl`` beside it.
-        progress: told of every event of the journal, and of our own ``note``: text, done.
+        progress: told of every event of the journal, and of our own: ``note`` (text, done), and
+            before anything runs ``device`` (device, bundle, workload, seen).
         options: how.
         force: overwrite ``output``.
         machine: where it runs; None: here.
@@ -132,6 +144,15 @@ def profile(
     where = Local() if machine is None else machine
     engines = None if options.engines is None else options.engines.absolute()
     device, board = where.device(runtimes.Place(bundle, document, workload.threads, engines))
+    progress(
+        {
+            "event": "device",
+            "device": device,
+            "bundle": document,
+            "workload": workload,
+            "seen": where.seen,
+        }
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     log = output.with_name(f"{output.stem}.journal.jsonl")
     work = job.Job(

@@ -12,14 +12,17 @@ from typing import Any, Mapping
 from slmq_edge import profiles
 from slmq_edge.errors import Damaged
 from slmq_edge.profiles import Board
-from slmq_edge.runner import around, environment
+from slmq_edge.runner import around, environment, look
 from slmq_edge.runner.agent import packages
 
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 
 def probe(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe this machine, and its state now as `around.snapshot` does.
+    """Describe this machine as `look.look` does, and its state as `around.snapshot` does.
+
+    Of our own: python, executable, packages (distribution -> version), disk_free_bytes, cores,
+    uid, boot_id, and the adapter's facts as profile.
 
     Request: ``profile``, the kind of adapter that reads that state (cpu), and ``board``, what it
     must be told (the fields of `profiles.Board`).
@@ -31,6 +34,7 @@ def probe(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     adapter = profiles.load(str(request.get("profile", "cpu")), board)
     try:
         return {
+            **look.look(board.root),
             "python": platform.python_version(),
             "executable": sys.executable,
             "packages": packages.of_user(),

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -141,20 +142,22 @@ def gc(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         raise Damaged(f"days is {days!r}")
     before = time.time() - days * DAY_SECONDS
     archive = Path(slmq_edge.__file__).parent.parent  # which is running
+    freed = 0
     with locked(home):
-        free = free_bytes(home)
         for folder in (home / BUNDLES).glob("*"):
             if folder.lstat().st_mtime < before:
+                freed += sum(_last_link(path) for path in folder.rglob("*"))
                 shutil.rmtree(folder)
         for path in (home / STORE).glob("*"):
-            found = path.lstat()
-            if found.st_nlink == 1 and found.st_atime < before:
+            if path.lstat().st_nlink == 1 and path.lstat().st_atime < before:
+                freed += _last_link(path)
                 path.unlink()
         for name in (INCOMING, RUNNERS):
             for path in (home / name).glob("*"):
                 if path.lstat().st_mtime < before and path != archive:
+                    freed += _last_link(path)
                     path.unlink()
-        return {"freed_bytes": max(0, free_bytes(home) - free)}
+    return {"freed_bytes": freed}
 
 
 @contextlib.contextmanager
@@ -196,6 +199,12 @@ def _stored(home: Path, digest: str, size: int) -> bool:
     return True
 
 
+def _last_link(path: Path) -> int:
+    """The bytes that go with a file's name; 0 where it has another."""
+    found = path.lstat()
+    return found.st_size if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 else 0
+
+
 def _untouched(path: Path, size: int) -> bool:
     return _size(path) == size and path.stat().st_mtime == VERIFIED
 
@@ -225,7 +234,8 @@ def _is_busy(partial: Path, owner: object) -> bool:
     except OSError:
         return False
     # A clock that was set back has left times that are still to come.
-    return 0 <= time.time() - max(times) < LEASE_SECONDS
+    now = time.time()
+    return any(0 <= now - moment < LEASE_SECONDS for moment in times)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -1,0 +1,240 @@
+"""Measure on another machine: send the bundle, start a job that needs no link, bring its run home.
+
+A job is named by all that decides it, so the same command finds it again: running, ended, or lost
+in a reboot. Ctrl-C leaves it running there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import hashlib
+import json
+import socket
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from slmq_edge import devices
+from slmq_edge.errors import NotFound, SlmqError, as_raised
+from slmq_edge.profiles import Board
+from slmq_edge.remote.agent import Agent
+from slmq_edge.remote.follow import Copy, Progress, follow, note
+from slmq_edge.remote.needs import ON_GPU, require
+from slmq_edge.remote.target import Target
+from slmq_edge.remote.transport import LinkLost, connect
+from slmq_edge.remote.upload import push
+from slmq_edge.results import Device
+from slmq_edge.runner import job, manifest, runtimes
+from slmq_edge.tracks.inference import of_facts
+
+RECONNECT_SECONDS = 15 * 60.0
+DEADLINE_SECONDS = 6 * 3600.0
+RESTARTS = 3  # of a job that was lost and has taken no repetition since
+LOST, DONE, BUSY, FAILED = "lost", "done", "busy", "failed"
+# The last event of a journal -> what was being done when it ended.
+DOING = {
+    "begin": "probing integers",
+    "probe": "checking golden prompts",
+    "golden": "loading",
+    "load": "warming up",
+    "warmup": "measuring",
+    "repetition": "measuring",
+    "again": "measuring",
+    "power": "measuring power",
+}
+
+
+class Remote:
+    """A machine behind a transport: see `tracks.inference.Machine`.
+
+    Args:
+        target: which one.
+        reconnect_seconds: how long a lost link is put up with.
+        deadline_seconds: how long a job may take there, each time it is started.
+        say: told, in a line each, of a link that is lost while no job is followed.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        reconnect_seconds: float = RECONNECT_SECONDS,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._target, self._deadline, self._say = target, deadline_seconds, say
+        self._transport = connect(target)
+        self._agent = Agent(
+            self._transport, target, reconnect_seconds=reconnect_seconds, note=self._tell
+        )
+        self._seen: dict[str, Any] | None = None
+        self._run: str | None = None
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._transport.close()
+
+    @property
+    def seen(self) -> Mapping[str, Any]:
+        """What the machine says of itself; asked once.
+
+        Raises:
+            SlmqError: it cannot be reached, or has no Python that will do.
+        """
+        if self._seen is None:
+            self._seen = self._agent.ask("probe")
+        return self._seen
+
+    def cores(self) -> int:
+        """Cores that a process may use there: the default of ``--threads``."""
+        return int(self.seen["cores"])
+
+    def device(self, place: runtimes.Place) -> tuple[Device, Board]:
+        """See `tracks.inference.Machine`."""
+        require(self._target, self.seen, place)
+        facts = devices.detect(self.seen)
+        gpu = self._gpu(facts) if manifest.kind_of(place.bundle) in ON_GPU else None
+        return of_facts(facts, gpu)
+
+    def run(self, work: job.Job, progress: Progress) -> None:
+        """See `tracks.inference.Machine`."""
+        self._progress = progress
+        try:
+            folder = self._push(work, progress)
+            self._run = run_id(work)
+            with Copy(work.journal) as copy:
+                if copy.repetitions:
+                    had = f"{copy.repetitions} repetitions are here already"
+                    progress(note(f"going on: {had}", copy.repetitions))
+                self._measure(work, folder, copy, progress)
+        finally:
+            self._progress = None
+
+    def forget(self) -> None:
+        """See `tracks.inference.Machine`. What was measured is here: a lost link is no failure."""
+        if self._run is None:
+            return
+        try:
+            self._agent.ask("forget", id=self._run)
+        except LinkLost as error:
+            self._tell(f"{error}; the same command would bring the same figures home once more")
+
+    def stop(self) -> str:
+        """End the job that has the device, whoever started it; return its id.
+
+        Raises:
+            NotFound: none runs.
+        """
+        return str(self._agent.ask("stop")["id"])
+
+    def _push(self, work: job.Job, progress: Progress) -> str:
+        def told(done: int, total: int) -> None:
+            progress({"event": "upload", "bytes": done, "total_bytes": total})
+
+        try:
+            return push(self._agent, self._transport, work.bundle, told)
+        except KeyboardInterrupt:
+            name = self._target.name
+            progress(note(f"what was sent is kept on {name}: the same command goes on from there"))
+            raise
+
+    def _measure(self, work: job.Job, folder: str, copy: Copy, progress: Progress) -> None:
+        """Start the job and follow it; again where it was lost, as long as that gets on."""
+        left = RESTARTS
+        while True:
+            before = copy.repetitions
+            try:
+                self._start(work, folder)
+                ended = follow(self._agent, run_id(work), copy, progress)
+            except LinkLost as error:
+                raise LinkLost(f"{error}; {self._goes_on()}") from error
+            except KeyboardInterrupt:
+                progress(note(self._goes_on() + ", --stop ends it"))
+                raise
+            if ended["state"] == DONE:
+                return
+            left = RESTARTS if copy.repetitions > before else left - 1
+            if ended["state"] != LOST or left <= 0:
+                raise self._failure(ended, copy)
+            progress(note(f"{self._target.name}: {ended['text']}; starting the job again"))
+
+    def _start(self, work: job.Job, folder: str) -> None:
+        document = {**job.document(work), "bundle": folder}
+        answer = self._agent.ask(
+            "start",
+            id=run_id(work),
+            job=document,
+            deadline_seconds=self._deadline,
+            label=_who(),
+        )
+        if answer["state"] == BUSY:
+            raise SlmqError(_busy(self._target.name, answer["holder"]))
+
+    def _goes_on(self) -> str:
+        return f"the job on {self._target.name} goes on by itself: the same command follows it"
+
+    def _failure(self, ended: Mapping[str, Any], copy: Copy) -> Exception:
+        """What ended the job: its own refusal, its device, or our bug."""
+        name, refusal = self._target.name, ended.get("refusal")
+        if ended["state"] == FAILED and not copy.repetitions:
+            copy.path.unlink()  # nothing was measured: nothing is to be gone on from
+            self.forget()
+        if ended["state"] == FAILED and refusal is not None:
+            return as_raised(refusal["error"], f"{name}: {refusal['text']}")
+        if ended["state"] == FAILED and ended["exit_code"] > 0:
+            return RuntimeError(f"the runner on {name} failed:\n{ended['words']}")
+        doing = DOING.get(str(ended.get("after")), "starting")
+        return SlmqError(
+            f"{name}: {ended['state'].replace('_', ' ')} while {doing}: {ended['text']}; "
+            f"{copy.repetitions} repetitions are kept: the same command goes on from there"
+        )
+
+    def _gpu(self, facts: devices.Facts) -> str | None:
+        """What a bundle for a GPU runs on; a Jetson's is the Jetson itself."""
+        if facts.kind == "jetson":
+            return None
+        found = devices.gpus(self.seen)
+        if not found:
+            raise NotFound(
+                f"{self._target.name}: no GPU is seen there: slmq-edge doctor --device says why"
+            )
+        return found[0][0]
+
+    def _tell(self, text: str) -> None:
+        if self._progress is None:
+            self._say(text)
+        else:
+            self._progress(note(text))
+
+
+def run_id(work: job.Job) -> str:
+    """Name a job by all that decides what is measured: 64 hexadecimal digits."""
+    document = job.document(work)
+    del document["journal"]
+    document["bundle"] = manifest.sha256(work.bundle / manifest.BUNDLE_FILE)
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _busy(name: str, holder: Mapping[str, Any]) -> str:
+    since = holder.get("since")
+    at = "" if since is None else f" since {datetime.datetime.fromtimestamp(since):%H:%M}"
+    who = f" of {holder['label']}" if holder.get("label") else ""
+    return f"{name} is busy{at} with a job{who}: try again when it is done, or end it by --stop"
+
+
+def _who() -> str:
+    """Who asks, for whoever finds the device busy."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a user without a name
+        return ""

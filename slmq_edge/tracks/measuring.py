@@ -1,0 +1,62 @@
+"""One request, any machine: what is measured is said once, where it runs is found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slmq_edge.remote.run import Remote
+from slmq_edge.remote.target import LOCAL, Target
+from slmq_edge.results import Run
+from slmq_edge.runner import environment
+from slmq_edge.runner.measure import Workload
+from slmq_edge.tracks import inference
+from slmq_edge.tracks.inference import Options, Progress
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure, before it is known where.
+
+    counts: prompt tokens, new tokens, repetitions, warm-ups. threads: None: one for every core of
+    the machine. reconnect_seconds, deadline_seconds: see `remote.run.Remote`.
+    """
+
+    bundle: Path
+    counts: tuple[int, int, int, int]
+    threads: int | None
+    options: Options
+    force: bool
+    reconnect_seconds: float
+    deadline_seconds: float
+
+    @property
+    def rounds(self) -> int:
+        """Warm-ups and repetitions."""
+        return self.counts[2] + self.counts[3]
+
+    def workload(self, cores: int) -> Workload:
+        return Workload(*self.counts, self.threads or cores)
+
+
+def measure_on(target: Target, asked: Asked, output: Path, progress: Progress) -> Run:
+    """Measure on one machine, and write run.json; see `inference.profile`."""
+    if target.transport == LOCAL:
+        work = asked.workload(environment.cores())
+        return inference.profile(
+            asked.bundle, work, output, progress, asked.options, force=asked.force
+        )
+
+    def say(text: str) -> None:
+        progress({"event": "note", "text": text, "done": 0})
+
+    with Remote(
+        target,
+        reconnect_seconds=asked.reconnect_seconds,
+        deadline_seconds=asked.deadline_seconds,
+        say=say,
+    ) as machine:
+        work = asked.workload(machine.cores())
+        return inference.profile(
+            asked.bundle, work, output, progress, asked.options, force=asked.force, machine=machine
+        )
