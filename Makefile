@@ -7,10 +7,10 @@ ifeq ($(shell uname -m),x86_64)
 CHECK := ,trt-check
 endif
 
-.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.ready ## make .venv with everything that quantizing, exporting and testing need
 
@@ -48,11 +48,11 @@ test-runtimes: setup ## golden prompts under the oldest, the locked and the newe
 test-nvidia: setup ## whole models through NVIDIA's own compiler (TensorRT-RTX, no GPU): minutes, 5 GB
 	$(BIN)/python -m pytest -m nvidia -rA
 
-# A device's oldest Python, without a package: SLMQ_EDGE_PYTHON38=/usr/bin/python3.8 names another.
-SLMQ_EDGE_PYTHON38 ?= python3.8
-export SLMQ_EDGE_PYTHON38
-test-py38: setup ## what runs on a device, by a real Python 3.8
+test-py38: setup ## what runs on a device, by a real Python 3.8: SLMQ_EDGE_PYTHON38, or one on PATH or of pyenv
 	$(BIN)/python -m pytest -m py38 -rA
+
+test-arm64: setup ## what runs on a device, on emulated Arm cores: 300 MB, which apt-get and pip fetch
+	$(BIN)/python -m pytest -m arm64 -rA
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py

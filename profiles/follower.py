@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Callable, Generic, TypeVar
 
-FIRST_SECONDS = 3.0  # to wait for the first reading
+FIRST_SECONDS = 5.0  # to wait for the first reading
 STALE_INTERVALS = 10
 
 T = TypeVar("T")

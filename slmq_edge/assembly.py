@@ -62,7 +62,10 @@ def assemble(
     }
     said = [event["session"] for event in [*loads, *ends] if event.get("session")]
     environment |= {"session": said[-1]} if said else {}
-    artifact = artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"])
+    artifact = dataclasses.replace(
+        artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"]),
+        read_bytes=bounds.card(bundle, workload).read_bytes,
+    )
     series = _series(loads, warmups, repetitions) | _put_aside(events)
     rounds = [*warmups, *repetitions]
     created = datetime.datetime.fromtimestamp(begins[0]["at"], datetime.UTC)

@@ -167,7 +167,10 @@ def _card(about: Mapping[str, Any], bundle: Mapping[str, Any], work: Lengths) ->
 
 
 def card_of(run: Run) -> Card:
-    """The card of what was measured, as far as run.json tells: weights without their steps."""
+    """The card of what was measured, as far as run.json tells.
+
+    Older runs do not tell what is read of weights: it is made up of bits, without scales.
+    """
     ran = run.artifact
     counts = {
         "linear_macs_per_token": ran.counts.linear_macs_per_token,
@@ -180,7 +183,7 @@ def card_of(run: Run) -> Card:
     blocks = ran.counts.linear_macs_per_token * _linear_bits(kind, ran.scheme_ran, bits) / 8
     return Card(
         weights_bytes=ran.weights_bytes,
-        read_bytes=round(blocks + head_bytes),
+        read_bytes=round(blocks + head_bytes) if ran.read_bytes is None else ran.read_bytes,
         steps_bytes=0,
         table_bytes=None,
         largest_bytes=round(head_bytes),

@@ -34,6 +34,7 @@ CONVENTIONS: tuple[Convention, ...] = ("measured", "paper")
 PHASES = ("start", "load", "prefill", "decode")
 SCORED_PHASES = ("prefill", "decode")
 PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a snapshot
+ON_GPU = "gpu_"  # a kind with this in its name is of a GPU's memory
 PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
 UNLIKE = "unlike kinds are never compared"
 DEVICE = "device memory"  # scored where both runs have some: the model is there
@@ -158,10 +159,12 @@ def scored_memory(baseline: Run, candidate: Run) -> tuple[str | None, tuple[str,
         return DEVICE, ()
     if _elsewhere(baseline, candidate):
         return None, ()
+    # On a GPU the process's own peak is not the model's; what NVML tells is read now and then.
+    counts = ON_GPU if _on_gpu(baseline) else PEAK
     shared: dict[str, tuple[str, ...]] = {}
     for phase in SCORED_PHASES:
         for kind in _known(baseline, phase) & _known(candidate, phase):
-            if PEAK in kind:
+            if counts in kind:
                 shared[kind] = (*shared.get(kind, ()), phase)
     if not shared:
         return None, ()
@@ -257,11 +260,16 @@ def _device_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
 
 def _elsewhere(baseline: Run, candidate: Run) -> str | None:
     """Why the process's memory of the two is not of one kind; None where it is."""
-    there = [run.device_memory is not None for run in (baseline, candidate)]
+    there = [_on_gpu(run) for run in (baseline, candidate)]
     if there[0] == there[1]:
         return None
     side = "baseline" if there[0] else "candidate"
     return f"the {side} has its model in a device's memory, not in the process's: {UNLIKE}"
+
+
+def _on_gpu(run: Run) -> bool:
+    """Whether the model lies in a device's memory and not in the process's."""
+    return run.device_memory is not None or run.device.kind == "cuda"
 
 
 def _without_ratio(row: Row, reason: str | None) -> Row:

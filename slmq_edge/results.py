@@ -66,7 +66,8 @@ class Artifact:
 
     model: name, and ``@revision`` where it has one. bundle_sha256: that of bundle.json.
     bundle_bytes: all files that it lists. weights_bytes: the graph with its external data.
-    weights, kv_cache: grids, in the words of the lowering; ``None`` in older runs and bundles.
+    weights, kv_cache: grids, in the words of the lowering; read_bytes: of weights for one decoded
+    token, as they lie at run time. ``None`` in older runs and bundles.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Artifact:
     context_length: int
     weights: str | None = None
     kv_cache: str | None = None
+    read_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from slmq_edge.tracks import inference
 WORK = Workload(prompt_tokens=6, new_tokens=5, repetitions=3, warmups=1, threads=1)
 LONG = WORK._replace(new_tokens=400, repetitions=60)
 ENDLESS = LONG._replace(repetitions=100_000)
-OPTIONS = inference.Options(power_seconds=0.0)
+OPTIONS = inference.Options(power_seconds=0.0, again=False)
 
 
 def local(home: Path, name: str = "here") -> Target:

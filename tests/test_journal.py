@@ -134,6 +134,16 @@ def test_an_arm_machine(tmp_path: Path) -> None:
     assert seen["cpu_flags"] == ["asimddp"]
 
 
+def test_an_arm_machine_whose_kernel_gives_all_cores_one_name(tmp_path: Path) -> None:
+    text = (
+        "processor : 0\nmodel name : ARMv8 Processor rev 1 (v8l)\nFeatures : fp asimd i8mm sve\n"
+        "CPU implementer : 0x41\nCPU architecture: 8\nCPU part : 0xd42\n"
+    )
+    seen = environment.capture(_machine(tmp_path, {"proc/cpuinfo": text}))
+    assert seen["cpu_model"] == "Arm implementer 0x41 part 0xd42"
+    assert seen["cpu_flags"] == ["i8mm", "sve"]
+
+
 def test_what_cannot_be_had_is_null(tmp_path: Path) -> None:
     seen = environment.capture(str(tmp_path))
     from_files = (

@@ -73,7 +73,7 @@ def _write_job(tmp_path: Path, folder: Path) -> Path:
     bundle = toy_graph.write_bundle(tmp_path / "bundle")
     folder.mkdir()
     path = folder / "journal.jsonl"
-    work = job.Job(bundle, path, WORK, "cpu", False, None, Board(), power_seconds=0.0)
+    work = job.Job(bundle, path, WORK, "cpu", False, None, Board(), 0.0, again=False)
     job.write(work, folder / "job.json")
     return path
 

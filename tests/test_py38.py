@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,21 +12,14 @@ from slmq_edge.remote import package, upload
 from slmq_edge.remote.agent import Agent
 from slmq_edge.remote.target import Target
 from slmq_edge.remote.transport import LocalTransport
-from tests import toy_graph
+from tests import oldest_python, toy_graph
 
 pytestmark = pytest.mark.py38
 
 
 @pytest.fixture(scope="module")
 def python38() -> str:
-    name = os.environ.get("SLMQ_EDGE_PYTHON38", "python3.8")
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"no {name}: name a Python 3.8 in SLMQ_EDGE_PYTHON38")
-    command = [found, "-c", "import sys; print(*sys.version_info[:2])"]
-    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert version == "3 8\n", f"{found} is another Python"
-    return found
+    return oldest_python.find()
 
 
 def test_the_agent_answers(python38: str, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Device:
 
     def start(self, work: Workload, name: str = OWN, **others: Any) -> dict[str, Any]:
         wanted = job.Job(
-            self._bundle, Path("x"), work, "cpu", False, None, Board(), power_seconds=0.0
+            self._bundle, Path("x"), work, "cpu", False, None, Board(), 0.0, again=False
         )
         request = {"job": job.document(wanted), "deadline_seconds": 60.0, **others}
         return self.agent.ask("start", id=name, label="ana@desk", **request)

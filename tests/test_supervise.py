@@ -173,10 +173,11 @@ def test_a_zombie_is_not_alive(tmp_path: Path) -> None:
 
 
 def test_names_of_processes_may_hold_anything(tmp_path: Path) -> None:
-    (tmp_path / "proc/7").mkdir(parents=True)
-    (tmp_path / "proc/7/stat").write_text(f"7 (a) R (b) S {' '.join(map(str, range(4, 53)))}\n")
+    stat = tmp_path / "proc/7/task/7/stat"
+    stat.parent.mkdir(parents=True)
+    stat.write_text(f"7 (a) R (b) S {' '.join(map(str, range(4, 53)))}\n")
     assert state.ticks(7, str(tmp_path)) == 22
-    (tmp_path / "proc/7/stat").write_text("7 (a")
+    stat.write_text("7 (a")
     assert state.ticks(7, str(tmp_path)) is None
 
 

@@ -279,7 +279,7 @@ def test_one_that_falls_silent_tells_nothing_old() -> None:
     try:
         assert stats.start()
         until(lambda: stats.latest() is None)
-        assert re.fullmatch(r"tegrastats has told nothing for 1\.\d s", str(stats.reason))
+        assert re.fullmatch(r"tegrastats has told nothing for \d+\.\d s", str(stats.reason))
     finally:
         stats.close()
 

@@ -146,15 +146,16 @@ def test_an_interrupted_run_is_resumed_on_the_same_engine(bundle: Path) -> None:
         os.kill(events[0]["pid"], signal.SIGKILL)
 
     long = WORK._replace(new_tokens=100, repetitions=30)
+    once = inference.Options(again=False)  # a busy machine is not steady
     output = bundle.parent / "run.json"
     with pytest.raises(SlmqError, match="ended by SIGKILL"):
-        inference.profile(bundle, long, output, Listener(at=3, act=kill))
+        inference.profile(bundle, long, output, Listener(at=3, act=kill), once)
     kept = journal.read(bundle.parent / "run.journal.jsonl")
     log = (bundle.parent / "run.journal.jsonl").read_bytes()
     taken = sum(event["event"] == "repetition" for event in kept)
     assert 3 <= taken < 30
     listener = Listener()
-    run = inference.profile(bundle, long, output, listener)
+    run = inference.profile(bundle, long, output, listener, once)
     assert f"resuming: {taken} of 30" in listener.notes()
     assert listener.count("repetition") == 30 - taken
     assert run.device_memory is not None
@@ -194,7 +195,7 @@ def test_engines_may_lie_elsewhere(bundle: Path, tmp_path: Path) -> None:
 def _refused(bundle: Path, message: str, work: Workload = WORK, **options: Any) -> Listener:
     listener, output = Listener(), bundle.parent / "never" / "run.json"
     with pytest.raises(SlmqError, match=message):
-        inference.profile(bundle, work, output, listener, **options)
+        inference.profile(bundle, work, output, listener, inference.Options(**options))
     assert listener.count("load") == 0
     return listener
 

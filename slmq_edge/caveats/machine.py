@@ -15,8 +15,9 @@ SWAP_GROWTH_BYTES = 4e6
 # 36.4.7 refuses large allocations with gigabytes free; 36.5.2 mended it (DEVICES.md 2.3).
 ALLOCATES_BADLY = "36.4.7"
 SENSORS = {  # of these kinds of machine, what is usually there
-    "jetson": ("power", "gpu", "mode"),
+    "jetson": ("power", "total_rails", "gpu clock", "mode"),
     "cuda": ("power", "gpu_process_used"),
+    "raspberrypi": ("throttling",),
 }
 
 

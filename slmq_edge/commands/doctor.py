@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slmq_edge.errors import SlmqError
 
-SECONDS = 600.0  # a board that builds TensorRT engines for small products takes minutes
+if TYPE_CHECKING:
+    from slmq_edge.remote.target import Target
+
+SECONDS = 900.0  # a board that builds TensorRT engines for small products takes minutes
 
 
 def doctor(
     device: Annotated[
-        str, typer.Option("--device", help="local, or ssh://user@host:port.", metavar="DEVICE")
+        str,
+        typer.Option(
+            "-d",
+            "--device",
+            metavar="WHERE",
+            help="local, ssh://user@host:port, or a TOML file that names several boards.",
+        ),
     ] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Everything found, as JSON.")] = False,
 ) -> None:
@@ -31,27 +40,41 @@ def doctor(
     Examples:
       slmq-edge doctor
       slmq-edge doctor --device ssh://jetson@192.168.1.20
+      slmq-edge doctor --device boards.toml
       slmq-edge doctor --json | jq '.findings[] | select(.state != "ok")'
     """
+    from slmq_edge.remote.inventory import targets
+
+    where = targets(device)
+    problems = [problem for one in where if (problem := _look(one, as_json)) is not None]
+    for problem in problems[:-1]:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise problems[-1]
+
+
+def _look(target: Target, as_json: bool) -> SlmqError | None:
+    """Print what is found on one machine; return what is in the way there."""
     from slmq_edge import installed
     from slmq_edge.diagnosis import findings, obstacle
-    from slmq_edge.remote.target import LOCAL, parse
+    from slmq_edge.remote.target import LOCAL
     from slmq_edge.reports import doctor as report
     from slmq_edge.runner.doctor import examine
 
-    target = parse(device)
     local = target.transport == LOCAL
     typer.echo(f"looking at {target.name}: seconds, with a GPU a minute", err=True)
-    document = examine() if local else _asked(target)
+    try:
+        document = examine() if local else _asked(target)
+    except SlmqError as error:
+        return error
     found = (*findings(document, local), *(installed.findings() if local else ()))
     write = report.to_json if as_json else report.render
     typer.echo(write(document, found), nl=False)
     problem = obstacle(found, local)
-    if problem is not None:
-        raise problem if local else type(problem)(f"{target.name}: {problem}")
+    return problem if problem is None or local else type(problem)(f"{target.name}: {problem}")
 
 
-def _asked(target: Any) -> Mapping[str, Any]:
+def _asked(target: Target) -> Mapping[str, Any]:
     """The document of a board: its own Python looks at it."""
     from slmq_edge.remote.agent import Agent
     from slmq_edge.remote.transport import connect

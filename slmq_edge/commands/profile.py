@@ -56,6 +56,10 @@ def profile(
         float,
         typer.Option(min=0, help="Longest wait, in seconds, before a repetition while warmer."),
     ] = 0.0,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Take repetitions that are not steady no second time."),
+    ] = False,
     deadline: Annotated[
         float, typer.Option(min=0.01, help="Hours after which a board ends the job by itself.")
     ] = 6.0,
@@ -90,7 +94,8 @@ def profile(
     slmq-edge build made of it on this machine.
 
     Every repetition is on disk before the next begins. After Ctrl-C or a crash the same
-    command takes only the repetitions that are missing.
+    command takes only the repetitions that are missing. Where the last are not like the first,
+    all are taken once more, after a pause; if that does not help, the run says inconclusive.
 
     With --device ssh://..., the bundle is sent to a board (once), checked and measured there by
     the same code, and the run comes home. The board needs ssh, Python 3.8 and onnxruntime, and
@@ -138,7 +143,7 @@ def profile(
     from slmq_edge.tracks.measuring import Asked
 
     options = Options(
-        allow_inexact, runtime, engines, power_seconds, cool_down, _source(power_source)
+        allow_inexact, runtime, engines, power_seconds, cool_down, _source(power_source), not once
     )
     asked = Asked(
         bundle,

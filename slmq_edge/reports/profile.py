@@ -123,7 +123,8 @@ def _on_device(run: Run) -> list[str]:
 def _energy(run: Run) -> list[str]:
     """A section of joules where windows were taken, with the reason where they tell none."""
     if run.power is None:
-        reason = (run.environment.get("profile") or {}).get("reasons", {}).get("energy")
+        reasons = (run.environment.get("profile") or {}).get("reasons", {})
+        reason = reasons.get("power") or reasons.get("energy")
         return [] if reason is None else [section("Energy", [("", f"not told: {reason}")])]
     found = {phase: energy.of(run.power, phase) for phase in energy.WORK}
     sources = {one.source for one in found.values() if isinstance(one, energy.Energy)}

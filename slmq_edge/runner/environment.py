@@ -145,13 +145,11 @@ def _keyed(text: str | None) -> dict[str, str]:
 
 
 def _cpu_model(cpuinfo: Mapping[str, str]) -> str | None:
-    """Return the model's name; Arm kernels print numbers instead, which are kept as such."""
-    if "model name" in cpuinfo:
-        return cpuinfo["model name"]
+    """Return the model's name, or on Arm its numbers: some kernels there call all cores alike."""
     numbers = [cpuinfo.get(key) for key in ("CPU implementer", "CPU part")]
     if all(numbers):
         return f"Arm implementer {numbers[0]} part {numbers[1]}"
-    return None
+    return cpuinfo.get("model name")
 
 
 def _cpu_flags(cpuinfo: Mapping[str, str]) -> list[str] | None:

@@ -48,7 +48,8 @@ class Job(NamedTuple):
 
     engines: where those for TensorRT are; None: in the bundle's folder. board: what the profile
     must be told. power_seconds: the least length of a window of energy; 0: none are taken.
-    cool_down_seconds: the longest wait before a repetition.
+    cool_down_seconds: the longest wait before a repetition. again: whether repetitions that are
+    not steady are taken once more.
     """
 
     bundle: Path
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     board: Board = Board()
     power_seconds: float = 2.0
     cool_down_seconds: float = 0.0
+    again: bool = True
 
     def place(self) -> Place:
         """The bundle, read, and how it is to run."""
@@ -280,7 +282,7 @@ def _repeat(
     if todo.repetitions:
         take(todo.repetitions, patient if todo.again else job.cool_down_seconds)
     changes = resume.drifts(journal.read(job.journal))
-    if todo.again or not changes:
+    if todo.again or not changes or not job.again:
         return
     emit({"event": "again", "drift": changes})
     take(tuple(range(job.workload.repetitions)), patient)

@@ -1,7 +1,9 @@
-"""Promise 3: integers are exact on the CPU they run on.
+"""Promise 3: integers are exact on the CPU they run on, and they are integers.
 
 On x86 without VNNI, onnxruntime's kernel for uint8 activations and int8 weights adds pairs
 of products in 16 bits, which saturate: 255 * 127 * 2 > 2^15. Only extreme values show it.
+MatMulNBits, told to round its input, leaves it in float on an Arm core without dot products (a
+Raspberry Pi 4's, a Jetson Nano's). Only values between the integers show that.
 The bundle ships the probe's graph, so that the device needs no package that writes ONNX.
 """
 
@@ -12,7 +14,7 @@ from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
-from slmq_edge.errors import Damaged, SlmqError
+from slmq_edge.errors import Damaged, SlmqError, Unsupported
 from slmq_edge.runner.asked import (
     ON_CPU,
     Provider,
@@ -23,9 +25,11 @@ from slmq_edge.runner.asked import (
 from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE
 from slmq_edge.runner.ort import check_runtime, is_at_least, open_session
 
+BLOCK_OPERATOR = "MatMulNBits"
 ZERO_POINT = {"uint8": 128, "int8": 0}
 TOKENS = (1, 7)  # decoding and prefill take different kernels
 SEED = 20
+LEAST_BLOCK = 16  # of inputs; every other is some of these together
 # From here on, unsigned weights take twice the time of signed ones (measured, AVX512-VNNI).
 FAST_WHEN_SIGNED = "1.27"
 
@@ -43,7 +47,8 @@ def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | 
     The signed graph is the one to run where this runtime is fast with it and its kernel exact.
 
     Raises:
-        SlmqError: the runtime is too old for the bundle.
+        SlmqError: the runtime is too old for the bundle. Unsupported: what ought to be a product
+            of integers is one of floats on this CPU.
     """
     check_runtime(minimum_version(bundle))
     lowering = bundle.get("lowering")
@@ -53,6 +58,12 @@ def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> ProbeReport | 
     if not isinstance(gemm, dict) or gemm.get("weight") not in ZERO_POINT:
         raise Damaged(f"{folder}: lowering.integer_gemm is damaged: {gemm!r}")
     operator, settings = str(gemm.get("operator")), session_settings(bundle)
+    if operator == BLOCK_OPERATOR and not rounds_input(folder / PROBE, threads, settings):
+        raise Unsupported(
+            f"{operator} leaves its input in float on this CPU, where the bundle promises 8-bit "
+            "integers (on Arm it takes a core with dot products, asimddp): export it with --scheme "
+            "w8a8 or w4a8, whose inputs have one scale a token, or with w4a16-g32"
+        )
     if SIGNED_GRAPH in bundle.get("files", {}) and is_at_least(FAST_WHEN_SIGNED):
         error = largest_error(folder / SIGNED_PROBE, threads, settings)
         if error == 0:
@@ -73,21 +84,43 @@ def largest_error(
     It multiplies its input ``a`` uint8 [M, K] by constant weights, as the graph does (constants
     take the kernel's prepacked path), into ``y``; ``weights`` [K, N] returns them.
     """
+    session, depth = _open(graph, threads, settings, provider)
+    shapes = [(tokens, depth) for tokens in TOKENS]
+    errors = [_error(session, graph, a) for shape in shapes for a in activations(shape)]
+    return int(np.ceil(max(errors)))
+
+
+def rounds_input(graph: Path, threads: int, settings: Mapping[str, str]) -> bool:
+    """Whether a probe's product in blocks rounds what it multiplies to 8 bits, with any tokens.
+
+    Of a block whose largest value is 100, 1 is no multiple of the step, 100 / 127: the sums of a
+    kernel that rounds are not those of one that does not.
+    """
+    session, depth = _open(graph, threads, settings, ON_CPU)
+    a = np.full((max(TOKENS), depth), ZERO_POINT["uint8"] + 1, np.uint8)
+    a[:, ::LEAST_BLOCK] = ZERO_POINT["uint8"] + 100
+    return all(_error(session, graph, a[:tokens]) >= 1 for tokens in TOKENS)
+
+
+def _open(
+    graph: Path, threads: int, settings: Mapping[str, str], provider: Provider
+) -> tuple[Any, int]:
+    """Open a probe; return its session and K."""
     session = open_session(graph, threads, settings, provider=provider)
     inputs = {node.name: node.shape for node in session.get_inputs()}
     outputs = {node.name for node in session.get_outputs()}
     if set(inputs) != {"a"} or outputs != {"y", "weights"}:
         raise Damaged(f"{graph}: its ports are {sorted(inputs)} and {sorted(outputs)}")
-    largest = 0
-    shapes = [(tokens, int(inputs["a"][1])) for tokens in TOKENS]
-    for a in (a for shape in shapes for a in activations(shape)):
-        result, weights = session.run(["y", "weights"], {"a": a})
-        if not np.isfinite(result).all():
-            raise SlmqError(f"{graph} returns numbers that are not finite")
-        expected = product(a, weights)
-        difference = np.abs(result.astype(np.float64) - expected.astype(np.float64))
-        largest = max(largest, int(np.ceil(difference.max())))
-    return largest
+    return session, int(inputs["a"][1])
+
+
+def _error(session: Any, graph: Path, a: Any) -> float:
+    """How far the sums of ``a`` are from the exact ones, at most."""
+    result, weights = session.run(["y", "weights"], {"a": a})
+    if not np.isfinite(result).all():
+        raise SlmqError(f"{graph} returns numbers that are not finite")
+    expected = product(a, weights)
+    return float(np.abs(result.astype(np.float64) - expected.astype(np.float64)).max())
 
 
 def product(a: Any, b: Any) -> Any:

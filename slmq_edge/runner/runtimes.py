@@ -58,8 +58,9 @@ class Runtime(Protocol):
 
 class OnnxRuntime:
     def check(self, place: Place) -> Mapping[str, Any]:
-        ort.check_provider(asked.provider_of(place.bundle))
-        return {}
+        provider = asked.provider_of(place.bundle)
+        ort.check_provider(provider)
+        return {} if provider.name == asked.ON_CPU.name else _gpu()
 
     def probe(self, place: Place) -> ProbeReport | None:
         return probe.run(place.folder, place.bundle, place.threads)
@@ -67,6 +68,18 @@ class OnnxRuntime:
     def prepare(self, place: Place, graph: str) -> Callable[[], Session]:
         ort.load_onnxruntime()
         return functools.partial(ort.open_bundle, place.folder, place.bundle, place.threads, graph)
+
+
+def _gpu() -> Mapping[str, Any]:
+    """The GPU that onnxruntime takes, as NVML calls it."""
+    from slmq_edge.profiles.cuda import Cuda
+
+    profile = Cuda()
+    try:
+        found = profile.facts()["gpu"]
+    finally:
+        profile.close()
+    return {"gpu": found["name"] or UNNAMED, "driver": found["driver"]}
 
 
 class TensorRT:
@@ -100,6 +113,7 @@ class TensorRT:
         return functools.partial(open_engine, engine)
 
 
+UNNAMED = "a GPU without NVML"
 # Kinds of bundles by the runtime that runs them, as --runtime names it.
 FAMILIES = {"ort": ("ort", "ort-cuda"), manifest.TRT: (manifest.TRT,)}
 RUNTIMES: dict[str, Runtime] = {

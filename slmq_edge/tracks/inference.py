@@ -36,7 +36,7 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How a bundle is measured; see `runner.job.Job` for the seconds.
+    """How a bundle is measured; see `runner.job.Job` for the seconds and ``again``.
 
     runtime: what the bundle must be for, a key of `runtimes.FAMILIES`; None: whatever it is.
     engines: where engines for TensorRT are; None: in the bundle's folder. power_source: where
@@ -49,6 +49,7 @@ class Options:
     power_seconds: float = 2.0
     cool_down_seconds: float = 0.0
     power_source: str | None = None
+    again: bool = True
 
 
 class Machine(Protocol):
@@ -165,6 +166,7 @@ def profile(
         board._replace(power_source=options.power_source),
         options.power_seconds,
         options.cool_down_seconds,
+        options.again,
     )
     where.run(work, progress)
     run = assemble(journal.read(log), device, document, workload.repetitions)

@@ -86,7 +86,9 @@ def ticks(pid: int, root: str = "/") -> int | None:
     With its number this names a process: numbers are used again. A zombie is none.
     """
     try:
-        stat = (Path(root) / "proc" / str(pid) / "stat").read_text(encoding="utf-8")
+        # The first thread's, which is the process's: an emulator makes up a process's own.
+        of_thread = Path(root) / "proc" / str(pid) / "task" / str(pid) / "stat"
+        stat = of_thread.read_text(encoding="utf-8")
         fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
         return None if fields[0] in "ZX" else int(fields[19])
     except (OSError, ValueError, IndexError):
