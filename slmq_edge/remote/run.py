@@ -180,7 +180,8 @@ class Remote:
             raise SlmqError(_busy(self._target.name, answer["holder"]))
 
     def _goes_on(self) -> str:
-        return f"the job on {self._target.name} goes on by itself: the same command follows it"
+        name = self._target.name
+        return f"what was started on {name} goes on by itself: the same command follows it"
 
     def _failure(self, ended: Mapping[str, Any], copy: Copy) -> Exception:
         """What ended the job: its own refusal, its device, or our bug."""
