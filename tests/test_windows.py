@@ -224,3 +224,19 @@ def test_a_snapshot_is_json_with_all_that_a_profile_tells() -> None:
         "system": {"load_average": 0.5},
     }
     assert around.snapshot(Fake())["mode"] is None
+
+
+def test_clocks_are_read_before_the_governor_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode may have to be asked of a program, which takes longer than a clock stays up."""
+    asked: list[str] = []
+    for name in ("clocks", "throttling", "temperatures", "system", "mode"):
+        reading = getattr(Fake, name)
+
+        def ask(self: Fake, name: str = name, reading: Any = reading) -> Any:
+            asked.append(name)
+            return reading(self)
+
+        monkeypatch.setattr(Fake, name, ask)
+    around.snapshot(Fake())
+    assert asked[:2] == ["clocks", "throttling"]
+    assert asked[-1] == "mode"
