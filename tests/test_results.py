@@ -406,6 +406,23 @@ def test_states_are_kept_and_reported() -> None:
     assert "emc" not in shown
 
 
+def test_states_of_a_resumed_run_are_in_the_order_of_time() -> None:
+    first, second = _events()[:6], _events()
+    del second[5]  # the repetition that the first process took
+    events = [*first, *second]
+    for count, event in enumerate(events):
+        if event["event"] in ("load", "warmup", "repetition"):
+            event["state"] = {"throttling": {"oc3": count}, "clocks_hz": {"cpu": 1e9}}
+            if event["event"] == "load":
+                event["state"]["clocks_hz"] = {"cpu": 2e8}
+    run = _run(events)
+    counts = [state["throttling"]["oc3"] for state in run.states]
+    assert counts == sorted(counts)
+    assert [state["event"] for state in run.states].count("load") == 2
+    assert "clocks-unstable" not in {caveat.code for caveat in run.caveats}
+    assert "1000 MHz" in render(run)
+
+
 def test_a_second_attempt_replaces_the_first_which_is_kept_aside() -> None:
     events = _events()
     first = [_round("repetition", index, 0.5, 3.0 + index) for index in range(5)]
