@@ -32,6 +32,9 @@ class Profile(Protocol):
     def power(self) -> Mapping[str, float | None]:
         """Return watts by rail, now; empty where there is no sensor. Takes a millisecond or so."""
 
+    def rest(self) -> None:
+        """End what `power` runs beside the measurement, until it is called again."""
+
     def energy(self) -> float | None:
         """Return joules of the whole device since the first call, where a counter tells."""
 

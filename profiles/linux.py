@@ -78,6 +78,9 @@ class Linux:
     def power(self) -> Mapping[str, float | None]:
         return {}
 
+    def rest(self) -> None:
+        pass
+
     def energy(self) -> float | None:
         self._reasons.setdefault("energy", "this kind of machine has no counter of energy")
         return None

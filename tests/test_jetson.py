@@ -409,6 +409,26 @@ def test_nothing_is_started_before_power_or_facts_are_asked_for(jetson: Make) ->
     assert not any(thread.name == "tegrastats" for thread in threading.enumerate())
 
 
+def test_tegrastats_rests_where_no_power_is_asked_for(jetson: Make) -> None:
+    def runs() -> bool:
+        return any(thread.name == "tegrastats" for thread in threading.enumerate())
+
+    command = replay("jetson-orin-nano-jp6")
+    one = jetson("jetson-orin-nano-jp6", [["VDD_IN"]], "tegrastats", tegrastats=command)
+    facts = one.facts()
+    assert facts["total_rails"] == ["VDD_IN"]
+    assert not runs()
+    rails = dict(one.power())
+    assert rails["VDD_IN"] is not None
+    assert runs()
+    one.rest()
+    assert not runs()
+    assert one.facts() == facts
+    assert not runs()
+    assert set(one.power()) == set(rails)
+    assert one.power()["VDD_IN"] is not None
+
+
 def test_a_machine_that_is_no_jetson(tmp_path: Path) -> None:
     one = Jetson(str(tmp_path), commands=NOWHERE)
     for call in (one.memory, one.system, one.clocks):

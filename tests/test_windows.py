@@ -38,6 +38,14 @@ def test_a_sampler_keeps_readings_with_their_stamps() -> None:
     assert window.counter_joules is None
 
 
+def test_nothing_of_ours_runs_on_when_a_window_is_over() -> None:
+    fake = Fake(power=[{"a": 2.0}])
+    assert windows.has_meter(fake)
+    assert fake.rests == 1
+    windows.idle(fake, 0.01)
+    assert fake.rests == 2
+
+
 def test_a_counter_is_a_difference() -> None:
     clock = FakeClock()
     sampler = Sampler(Fake(energy=[5.0, 6.0, 9.5]), clock)

@@ -44,6 +44,7 @@ class Window(NamedTuple):
 def has_meter(profile: Profile) -> bool:
     """Whether this machine tells any power or energy."""
     told = any(watts is not None for watts in profile.power().values())
+    profile.rest()
     return told or profile.energy() is not None
 
 
@@ -66,6 +67,7 @@ class Sampler:
         self._ended.set()
         self._thread.join()
         self.sample()
+        self._profile.rest()  # what is timed next has the machine for itself
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
