@@ -110,8 +110,8 @@ class Jetson(Linux):
             return {}
         found = source.watts()
         for name, value in found.items():
-            if value is None:
-                self._reasons[name] = source.reasons.get(name, f"{source.name} does not tell it")
+            why = source.reasons.get(name, f"{source.name} does not tell it")
+            self._told(name, value, why)
         return found
 
     def rest(self) -> None:
@@ -259,7 +259,10 @@ class Jetson(Linux):
         found, why = self._clients()
         if found is None:
             return None, why
-        return len({one.pid for one in found if one.size_bytes} - {os.getpid()}), ""
+        names = {one.pid: one.process for one in found if one.size_bytes}
+        if any(self._text(f"proc/{pid}/comm") != name for pid, name in names.items()):
+            return None, "nvmap lists processes of another namespace (container)"
+        return len(set(names) - {os.getpid()}), ""
 
     def _clients(self) -> tuple[list[nvmap.Client] | None, str]:
         if self._is(THOR):

@@ -48,7 +48,7 @@ class Linux:
 
     def memory(self) -> dict[str, int | None]:
         try:
-            status = self._status.read_text()
+            status = self._status.read_text(encoding="utf-8", errors="replace")  # a name's bytes
         except OSError as error:
             reason = f"no /proc/self/status: {error.strerror}"
             self._reasons.update(dict.fromkeys(FIELDS, reason))

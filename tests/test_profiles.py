@@ -54,6 +54,13 @@ def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
     assert cpu.facts()["reasons"] == {}
 
 
+def test_a_process_whose_name_is_cut_within_a_letter(tmp_path: Path) -> None:
+    cpu = _machine(tmp_path, STATUS)
+    status = tmp_path / "proc/self/status"
+    status.write_bytes(status.read_bytes().replace(b"python", b"messger\xc3"))
+    assert cpu.memory()["cpu_rss_anon"] == 1_024_000
+
+
 def test_a_reset_writes_5(tmp_path: Path) -> None:
     _machine(tmp_path, STATUS).reset_peak()
     assert (tmp_path / "proc/self/clear_refs").read_text() == "5"
