@@ -145,6 +145,7 @@ def test_energy_is_that_of_all_packages_and_of_no_part_twice(tmp_path: Path) -> 
 def test_a_counter_that_runs_over_goes_on(tmp_path: Path) -> None:
     counter = _package(tmp_path, "intel-rapl:0", "package-0", 900_000)
     cpu = Cpu(str(tmp_path))
+    assert cpu.facts()["energy_of"] == "the processor packages"
     cpu.energy()
     for value, joules in ((950_000, 0.05), (50_000, 0.15), (40_000, 1.14)):
         counter.write_text(str(value))

@@ -374,6 +374,9 @@ def test_windows_of_power_are_kept_raw_and_reported(tmp_path: Path) -> None:
     assert "Energy of the whole device (VDD_IN; idle 4.00 W)" in shown
     assert "12.0 W, 20.0 tok/J; above idle 30.0 tok/J (5 readings in 2.00 s)" in shown
     assert "9.00 W, 5.00 tok/J; above idle 9.00 tok/J" in shown
+    events[-1]["profile"] = {"kind": "cpu", "energy_of": "the processor packages"}
+    shown = render(_run([*events[:3], windows[0], *events[3:-1], *windows[1:], events[-1]]))
+    assert "Energy of the processor packages (VDD_IN; idle 4.00 W)" in shown
 
 
 def test_energy_that_was_not_told_says_why() -> None:

@@ -131,7 +131,8 @@ def _energy(run: Run) -> list[str]:
     sources = {one.source for one in found.values() if isinstance(one, energy.Energy)}
     rest = next((one.idle_watts for one in found.values() if isinstance(one, energy.Energy)), None)
     idle = "" if rest is None else f"; idle {watts_text(rest)}"
-    title = f"Energy of the whole device ({', '.join(sources) or 'not told'}{idle})"
+    whole = (run.environment.get("profile") or {}).get("energy_of", "the whole device")
+    title = f"Energy of {whole} ({', '.join(sources) or 'not told'}{idle})"
     return [section(title, [(phase, _energy_text(one)) for phase, one in found.items()])]
 
 

@@ -27,8 +27,8 @@ Clock = Callable[[], float]
 class Window(NamedTuple):
     """stamps: seconds since the window began. watts: by rail, a value a stamp; None: not told.
 
-    tokens: that were read or made in ``rounds`` rounds. counter_joules: of the whole device, where
-    a counter tells. total_rails: which rails add up to the device.
+    tokens: that were read or made in ``rounds`` rounds. counter_joules: where a counter tells; the
+    profile says of what. total_rails: which rails add up to the device.
     """
 
     phase: str
