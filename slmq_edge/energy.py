@@ -86,6 +86,13 @@ def of(windows: Mapping[str, Window], phase: str) -> Energy | str:
     )
 
 
+def subject(environment: Mapping[str, object], source: str) -> str:
+    """What the joules of a run are of, as its profile says, and where they were read."""
+    profile = environment.get("profile")
+    part = profile.get("energy_of") if isinstance(profile, Mapping) else None
+    return source if part is None else f"{part}: {source}"
+
+
 def joules(window: Window) -> tuple[float, str] | str:
     """Gross joules of a window and where they were read; or why they cannot be told."""
     if len(window.stamps) < FEWEST or window.seconds <= 0:

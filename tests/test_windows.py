@@ -38,6 +38,14 @@ def test_a_sampler_keeps_readings_with_their_stamps() -> None:
     assert window.counter_joules is None
 
 
+def test_nothing_of_ours_runs_on_when_a_window_is_over() -> None:
+    fake = Fake(power=[{"a": 2.0}])
+    assert windows.has_meter(fake)
+    assert fake.rests == 1
+    windows.idle(fake, 0.01)
+    assert fake.rests == 2
+
+
 def test_a_counter_is_a_difference() -> None:
     clock = FakeClock()
     sampler = Sampler(Fake(energy=[5.0, 6.0, 9.5]), clock)
@@ -224,3 +232,19 @@ def test_a_snapshot_is_json_with_all_that_a_profile_tells() -> None:
         "system": {"load_average": 0.5},
     }
     assert around.snapshot(Fake())["mode"] is None
+
+
+def test_clocks_are_read_before_the_governor_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode may have to be asked of a program, which takes longer than a clock stays up."""
+    asked: list[str] = []
+    for name in ("clocks", "throttling", "temperatures", "system", "mode"):
+        reading = getattr(Fake, name)
+
+        def ask(self: Fake, name: str = name, reading: Any = reading) -> Any:
+            asked.append(name)
+            return reading(self)
+
+        monkeypatch.setattr(Fake, name, ask)
+    around.snapshot(Fake())
+    assert asked[:2] == ["clocks", "throttling"]
+    assert asked[-1] == "mode"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slmq_edge import bounds, energy
+from slmq_edge.caveats import worked
 from slmq_edge.reports import bounds as bound_rows
 from slmq_edge.reports.format import (
     bytes_text,
@@ -130,7 +131,8 @@ def _energy(run: Run) -> list[str]:
     sources = {one.source for one in found.values() if isinstance(one, energy.Energy)}
     rest = next((one.idle_watts for one in found.values() if isinstance(one, energy.Energy)), None)
     idle = "" if rest is None else f"; idle {watts_text(rest)}"
-    title = f"Energy of the whole device ({', '.join(sources) or 'not told'}{idle})"
+    whole = (run.environment.get("profile") or {}).get("energy_of", "the whole device")
+    title = f"Energy of {whole} ({', '.join(sources) or 'not told'}{idle})"
     return [section(title, [(phase, _energy_text(one)) for phase, one in found.items()])]
 
 
@@ -149,8 +151,7 @@ def _machine(run: Run) -> list[str]:
     rows = []
     if mode := run.environment.get("power_mode"):
         rows.append(("power mode", str(mode)))
-    behind = run.states[1:] or run.states
-    clocks = _told(behind, "clocks_hz")
+    clocks = _told(filter(worked, run.states), "clocks_hz")
     for domain, values in clocks.items():
         rows.append((f"clock, {domain}", f"{statistics.median(values) / 1e6:.0f} MHz"))
     heat = _told(run.states, "temperatures_celsius")

@@ -14,7 +14,6 @@ import platform
 import shutil
 import sys
 import time
-from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import slmq_edge
@@ -213,16 +212,16 @@ def _sensors(kind: str) -> dict[str, Any]:
 
 def _room() -> dict[str, Any]:
     """Bytes of disk (where the login's home is) and of memory."""
-    home = Path.home()
+    home = os.path.expanduser("~")  # which stays "~" for a user whom nobody knows
     try:
-        disk: int | None = shutil.disk_usage(str(home)).free
+        disk: int | None = shutil.disk_usage(home).free
     except OSError:
         disk = None
     profile = load("cpu")
     available = profile.system()["memory_available_bytes"]
     total = environment.capture()["memory_total_bytes"]
     return {
-        "home": str(home),
+        "home": home,
         "disk_free_bytes": disk,
         "memory_available_bytes": available,
         "memory_total_bytes": total,

@@ -27,8 +27,8 @@ Clock = Callable[[], float]
 class Window(NamedTuple):
     """stamps: seconds since the window began. watts: by rail, a value a stamp; None: not told.
 
-    tokens: that were read or made in ``rounds`` rounds. counter_joules: of the whole device, where
-    a counter tells. total_rails: which rails add up to the device.
+    tokens: that were read or made in ``rounds`` rounds. counter_joules: where a counter tells; the
+    profile says of what. total_rails: which rails add up to the device.
     """
 
     phase: str
@@ -44,6 +44,7 @@ class Window(NamedTuple):
 def has_meter(profile: Profile) -> bool:
     """Whether this machine tells any power or energy."""
     told = any(watts is not None for watts in profile.power().values())
+    profile.rest()
     return told or profile.energy() is not None
 
 
@@ -66,6 +67,7 @@ class Sampler:
         self._ended.set()
         self._thread.join()
         self.sample()
+        self._profile.rest()  # what is timed next has the machine for itself
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
