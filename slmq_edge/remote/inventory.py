@@ -49,9 +49,12 @@ def targets(device: str) -> tuple[Target, ...]:
     Raises:
         UsageError: it names none, or the inventory is not one; NotFound: there is no such file.
     """
-    if "://" in device or not device.endswith(SUFFIX):
-        return (target.parse(device),)
-    return read(Path(device))
+    return read(Path(device)) if is_inventory(device) else (target.parse(device),)
+
+
+def is_inventory(device: str) -> bool:
+    """Whether ``--device`` names a file of boards, even of one, and not a machine."""
+    return "://" not in device and device.endswith(SUFFIX)
 
 
 def read(path: Path) -> tuple[Target, ...]:
