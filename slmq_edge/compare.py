@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from slmq_edge import bounds, differences, energy, metrics
 from slmq_edge.caveats import IMPLAUSIBLE
@@ -218,18 +218,22 @@ def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
 def _energy_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     """Tokens per joule, gross, where either run has them; never of one rail against another's."""
     for phase in energy.WORK:
-        sides = [energy.of(run.power or {}, phase) for run in (baseline, candidate)]
-        told = [one for one in sides if isinstance(one, energy.Energy)]
-        if not told:
+        sides = [(run, energy.of(run.power or {}, phase)) for run in (baseline, candidate)]
+        if not any(_told(one) for _, one in sides):
             continue
-        before, after = (
-            Value(one.tokens_per_joule) if isinstance(one, energy.Energy) else None for one in sides
-        )
+        before, after = (Value(one.tokens_per_joule) if _told(one) else None for _, one in sides)
         key, label = f"energy.{phase}", differences.across(baseline, candidate)
         row = _row(key, f"{phase}, tokens per joule", "tokens/J", before, after, label)
-        sources = " against ".join(one.source for one in told)
-        unlike = len({one.source for one in told}) > 1
-        yield _without_ratio(row, f"{sources}: {UNLIKE}" if unlike else None)
+        # A counter is of what the adapter meters: a processor's package is no GPU's board.
+        sources = [(one.source, run.device.kind) for run, one in sides if _told(one)]
+        by_name = len({source for source, _ in sources}) > 1
+        named = [source if by_name else f"{source} of a {kind}" for source, kind in sources]
+        unlike = f"{' against '.join(named)}: {UNLIKE}"
+        yield _without_ratio(row, unlike if len(set(sources)) > 1 else None)
+
+
+def _told(found: energy.Energy | str) -> TypeGuard[energy.Energy]:
+    return isinstance(found, energy.Energy)
 
 
 def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:

@@ -405,6 +405,12 @@ def test_tokens_per_joule_are_compared_on_the_same_rail_alone() -> None:
     other = compare(base, run("w8a8", power=_watched(4.5, "VDD_CPU_GPU_CV"))).row("energy.decode")
     assert other.ratio is None
     assert "VDD_IN against VDD_CPU_GPU_CV" in str(other.reason)
+    counted = {"decode": dataclasses.replace(_watched(9.0)["decode"], counter_joules=18.0)}
+    there = dataclasses.replace(base.device, name="gpu", kind="cuda")
+    sides = run(power=counted), run("w8a8", power=counted, device=there)
+    packages = compare(*sides).row("energy.decode")
+    assert packages.ratio is None
+    assert "counter of a cpu against counter of a cuda" in str(packages.reason)
     lacking = compare(base, run("w8a8")).row("energy.decode")
     assert "the candidate does not have it" in str(lacking.reason)
     keys = [found.key for found in compare(run(), run("w8a8")).rows]
