@@ -56,6 +56,13 @@ def test_an_upload_has_the_bar_to_itself() -> None:
     assert (task.completed, task.total) == (3, 5)
 
 
+def test_a_board_is_named_once(capsys: Any) -> None:
+    bars = Rounds(["a", "b"], rounds=1)
+    for text in ("a: the link is lost", "the link is back"):
+        bars.show("a", {"event": "note", "text": text, "done": 0})
+    assert capsys.readouterr().err == "a: the link is lost\na: the link is back\n"
+
+
 def test_a_long_line_is_one_line(capsys: Any) -> None:
     Rounds(["here"], rounds=1).say("a word " * 40)
     assert capsys.readouterr().err.count("\n") == 1

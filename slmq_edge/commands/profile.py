@@ -209,7 +209,7 @@ def _became(outcome: Outcome, outputs: dict[str, Path]) -> str:
     from slmq_edge.reports.format import rate_text
 
     if outcome.run is None:
-        return f"failed: {outcome.error}"
+        return f"failed: {str(outcome.error).removeprefix(f'{outcome.name}: ')}"
     prefill, decode = (
         rate_text(series.median) for series in (outcome.run.prefill_rate, outcome.run.decode_rate)
     )

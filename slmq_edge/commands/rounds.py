@@ -85,4 +85,4 @@ class Rounds:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _text(self, name: str, text: str) -> str:
-        return f"{name}: {text}" if self._several else text
+        return f"{name}: {text.removeprefix(f'{name}: ')}" if self._several else text
