@@ -30,6 +30,7 @@ REQUIRED, OPTIONAL = ("name", "device"), ("python", "home", "config")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 GOES_ON = "what was started there goes on by itself: the same command follows it, --stop ends it"
+ENDED = "what ran here is ended, and what it has measured is kept: the same command goes on"
 
 Work = Callable[[Target, Progress], Run]
 
@@ -123,7 +124,8 @@ def side_by_side(
     except KeyboardInterrupt:
         for board in boards:
             if board.name not in found:
-                show(board.name, note(f"{board.name}: {GOES_ON}"))
+                said = ENDED if board.transport == target.LOCAL else GOES_ON
+                show(board.name, note(f"{board.name}: {said}"))
         raise
     outcomes = [found[board.name] for board in boards]
     for outcome in outcomes:

@@ -23,6 +23,7 @@ from slmq_edge.assembly import artifact_of, assemble
 from slmq_edge.errors import SlmqError, UsageError
 from slmq_edge.files import check_output, existing_bundle
 from slmq_edge.profiles import Board
+from slmq_edge.remote.transport import started
 from slmq_edge.results import Device, Run, save
 from slmq_edge.runner import job, journal, measure, runtimes
 from slmq_edge.runner.look import look
@@ -199,17 +200,13 @@ def _run_child(work: job.Job, progress: Progress) -> None:
         refusal: dict[str, str] = {}
         with (
             errors_file.open("wb") as stderr,
-            # Its own session: Ctrl-C reaches us alone, and we end the child.
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-            ) as child,
+            started(command, stdout=subprocess.PIPE, stderr=stderr) as child,
         ):
             assert child.stdout is not None
             try:
                 for line in child.stdout:
                     refusal = _follow(line, progress) or refusal
             except BaseException:
-                child.kill()
                 progress({"event": "note", "text": f"kept in {work.journal}", "done": 0})
                 raise
         if child.returncode != 0:
