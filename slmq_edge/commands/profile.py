@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def profile(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by slmq-edge export.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(show_default=False, help="Folder written by slmq-edge export."),
+    ] = None,
     prompt_tokens: Annotated[
         int, typer.Option("-p", "--prompt-tokens", min=1, help="Length of the prompt.")
     ] = 128,
@@ -46,7 +49,9 @@ def profile(
     ] = None,
     power_seconds: Annotated[
         float,
-        typer.Option(min=0, help="Least length of an idle, prefill, decode window; 0: no energy."),
+        typer.Option(
+            min=0, max=600, help="Least length of an idle, prefill, decode window; 0: no energy."
+        ),
     ] = 2.0,
     power_source: Annotated[
         str | None,
@@ -54,14 +59,17 @@ def profile(
     ] = None,
     cool_down: Annotated[
         float,
-        typer.Option(min=0, help="Longest wait, in seconds, before a repetition while warmer."),
+        typer.Option(
+            min=0, max=3600, help="Longest wait, in seconds, before a repetition while warmer."
+        ),
     ] = 0.0,
     once: Annotated[
         bool,
         typer.Option("--once", help="Take repetitions that are not steady no second time."),
     ] = False,
     deadline: Annotated[
-        float, typer.Option(min=0.01, help="Hours after which a board ends the job by itself.")
+        float,
+        typer.Option(min=0.01, max=1000, help="Hours after which a board ends the job by itself."),
     ] = 6.0,
     reconnect_limit: Annotated[
         float, typer.Option(min=0, help="Minutes for which a lost link is put up with.")
@@ -83,7 +91,7 @@ def profile(
         ),
     ] = False,
     stop: Annotated[
-        bool, typer.Option("--stop", help="End the job that runs on --device, and leave.")
+        bool, typer.Option("--stop", help="End what runs on --device, of any bundle, and leave.")
     ] = False,
 ) -> None:
     """Measure a bundle: tokens per second, memory by phase, energy, time to load.
@@ -119,17 +127,22 @@ def profile(
     """
     from slmq_edge.errors import UsageError
     from slmq_edge.files import check_output, existing
-    from slmq_edge.remote.inventory import targets
+    from slmq_edge.remote.inventory import is_inventory, targets
 
     where = targets(device)
     if stop:
         _stop(where)
         return
+    if bundle is None:
+        raise UsageError("name a bundle to measure: a folder written by slmq-edge export")
     existing(bundle, "bundle")
-    several = len(where) > 1 or device.endswith(".toml")
-    if several and output is not None:
+    several = len(where) > 1 or is_inventory(device)
+    if len(where) > 1 and output is not None:
         raise UsageError("-o is of one machine: with several, files are named after the boards")
-    if engines is not None and not engines.is_absolute() and where[0].transport != "local":
+    if several and as_json:
+        raise UsageError("--json is of one machine: of several, each has its run.json: read those")
+    remote = any(one.transport != "local" for one in where)
+    if engines is not None and not engines.is_absolute() and remote:
         raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
     stem = bundle.absolute().name
     outputs = {
@@ -140,7 +153,7 @@ def profile(
         check_output(path, force)
 
     from slmq_edge.tracks.inference import Options
-    from slmq_edge.tracks.measuring import Asked
+    from slmq_edge.tracks.measuring import Asked, admit
 
     options = Options(
         allow_inexact, runtime, engines, power_seconds, cool_down, _source(power_source), not once
@@ -154,6 +167,7 @@ def profile(
         reconnect_limit * 60,
         deadline * 3600,
     )
+    admit(asked)
     if several:
         _measure_all(where, asked, outputs)
         return
@@ -195,7 +209,7 @@ def _became(outcome: Outcome, outputs: dict[str, Path]) -> str:
     from slmq_edge.reports.format import rate_text
 
     if outcome.run is None:
-        return f"failed: {outcome.error}"
+        return f"failed: {str(outcome.error).removeprefix(f'{outcome.name}: ')}"
     prefill, decode = (
         rate_text(series.median) for series in (outcome.run.prefill_rate, outcome.run.decode_rate)
     )
@@ -233,11 +247,20 @@ def _source(name: str | None) -> str | None:
 
 
 def _stop(where: tuple[Target, ...]) -> None:
-    from slmq_edge.errors import UsageError
+    """On every board, whatever becomes of the others; the last error is the command's."""
+    from slmq_edge.errors import SlmqError, UsageError
     from slmq_edge.remote.run import Remote
 
+    if any(target.transport == "local" for target in where):
+        raise UsageError("--stop is of boards: on this machine, Ctrl-C ends what runs")
+    errors: list[SlmqError] = []
     for target in where:
-        if target.transport == "local":
-            raise UsageError("--stop is of a board: here, Ctrl-C ends what runs")
-        with Remote(target) as machine:
-            typer.echo(f"{target.name}: job {machine.stop()} is ended", err=True)
+        try:
+            with Remote(target) as machine:
+                typer.echo(f"{target.name}: job {machine.stop()} is ended", err=True)
+        except SlmqError as error:
+            errors.append(error)
+    for earlier in errors[:-1]:
+        typer.echo(f"error: {earlier}", err=True)
+    if errors:
+        raise errors[-1]

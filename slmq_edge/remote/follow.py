@@ -45,7 +45,13 @@ class Copy:
 
     @property
     def repetitions(self) -> int:
+        """Those that count: of the last try."""
         return self._repetitions
+
+    @property
+    def taken(self) -> int:
+        """All that were taken, of whichever try."""
+        return self._taken
 
     def append(self, text: str) -> list[dict[str, Any]]:
         """Keep the next whole lines; return their events.
@@ -93,7 +99,8 @@ class Copy:
             self._stream.close()
             raise
         lines = self.path.read_bytes().splitlines(keepends=True)[: len(events)]
-        self._digest, self._size, self._repetitions = hashlib.sha256(), 0, 0
+        self._digest, self._size = hashlib.sha256(), 0
+        self._repetitions = self._taken = 0
         self._count(lines, events)
         self._stream.truncate(self._size)
 
@@ -107,7 +114,10 @@ class Copy:
         for line in lines:
             self._digest.update(line)
             self._size += len(line)
-        self._repetitions += sum(event["event"] == "repetition" for event in events)
+        for event in events:
+            is_one = event["event"] == "repetition"
+            self._taken += is_one
+            self._repetitions = 0 if event["event"] == "again" else self._repetitions + is_one
 
 
 def waits() -> Iterator[float]:
@@ -133,7 +143,8 @@ def follow(agent: Agent, run: str, copy: Copy, progress: Progress) -> dict[str, 
         asked = {"offset": copy.size, "sha256": copy.sha256, "heard": heard, "wait_seconds": wait}
         answer = agent.ask("poll", id=run, **asked)
         if answer["offset"] != copy.size:
-            progress(note(f"the journal here is of another run: it is kept in {copy.path}.old"))
+            said = f"the journal here is of another run: it is kept in {copy.path}.old"
+            progress(note(said, -copy.repetitions))
             copy.begin_anew()
         for event in copy.append(answer["journal"]):
             progress(event)
@@ -149,5 +160,5 @@ def follow(agent: Agent, run: str, copy: Copy, progress: Progress) -> dict[str, 
 
 
 def note(text: str, done: int = 0) -> dict[str, Any]:
-    """What is told beside the events. done: repetitions that were here before."""
+    """What is told beside the events. done: repetitions that were here before; < 0: are no more."""
     return {"event": "note", "text": text, "done": done}

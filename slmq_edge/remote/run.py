@@ -151,7 +151,7 @@ class Remote:
         """Start the job and follow it; again where it was lost, as long as that gets on."""
         left = RESTARTS
         while True:
-            before = copy.repetitions
+            before = copy.taken
             try:
                 self._start(work, folder)
                 ended = follow(self._agent, run_id(work), copy, progress)
@@ -162,7 +162,7 @@ class Remote:
                 raise
             if ended["state"] == DONE:
                 return
-            left = RESTARTS if copy.repetitions > before else left - 1
+            left = RESTARTS if copy.taken > before else left - 1
             if ended["state"] != LOST or left <= 0:
                 raise self._failure(ended, copy)
             progress(note(f"{self._target.name}: {ended['text']}; starting the job again"))
@@ -186,7 +186,7 @@ class Remote:
     def _failure(self, ended: Mapping[str, Any], copy: Copy) -> Exception:
         """What ended the job: its own refusal, its device, or our bug."""
         name, refusal = self._target.name, ended.get("refusal")
-        if ended["state"] == FAILED and not copy.repetitions:
+        if ended["state"] == FAILED and not copy.taken:
             copy.path.unlink()  # nothing was measured: nothing is to be gone on from
             self.forget()
         if ended["state"] == FAILED and refusal is not None:
