@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from slmq_edge import results
 from slmq_edge.commands import profile as command
 from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError
 from slmq_edge.remote import run as remote
@@ -82,7 +83,6 @@ def test_a_bundle_is_looked_at_before_a_machine_is_reached(
     ("options", "says"),
     [
         (("--device", "boards.toml", "-o", "x.json"), "-o is of one machine"),
-        (("--device", "one.toml", "--json"), "--json is of one machine"),
         (("--device", "boards.toml", "--engines", "there"), "the whole path there"),
         (("--device", "local", "--power-source", "sysfs"), "--power-source is of a Jetson"),
         (("--device", "boards.toml", "--stop"), "--stop is of boards"),
@@ -124,13 +124,38 @@ def test_every_board_is_told_to_stop(bundle: Path, monkeypatch: pytest.MonkeyPat
 
     def stop(machine: remote.Remote) -> str:
         if machine._target.name == "a":
-            raise NotFound("a: no job runs")
+            raise NotFound("a: nothing runs there")
         return "123"
 
     monkeypatch.setattr(remote.Remote, "stop", stop)
     shown = _call("--stop", "--device", "boards.toml")
-    assert "b: job 123 is ended" in shown.stderr
-    assert str(shown.exception) == "a: no job runs"
+    assert shown.exit_code == 0
+    assert shown.stderr.splitlines() == ["a: nothing runs there", "b: job 123 is told to end"]
+
+
+def test_several_boards_are_one_document(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures and caveats on stdout, failures on stderr, with --json all of it in one document."""
+    two = _last(BOARDS) + _last(BOARDS).replace('"a"', '"b"').replace("//a", "//b")
+    Path("boards.toml").write_text(two)
+    work = Workload(4, 4, 1, 0, 1)
+    run = inference.profile(bundle, work, tmp_path / "r.json", lambda event: None)
+
+    def measure_on(target: Any, *_: object) -> results.Run:
+        if target.name == "b":
+            raise SlmqError("b: switched off")
+        return run
+
+    monkeypatch.setattr("slmq_edge.tracks.measuring.measure_on", measure_on)
+    shown = _call(bundle, "--device", "boards.toml")
+    assert shown.exit_code == 1
+    assert shown.stdout.startswith("a  prefill ")
+    assert "! 1 repetitions say little about the spread" in shown.stdout
+    assert "error: b: switched off" in shown.stderr
+    document = json.loads(_call(bundle, "--device", "boards.toml", "--json").stdout)
+    assert results.from_document(document["runs"]["a"], "a") == run
+    assert document["failed"] == {"b": "b: switched off"}
 
 
 def test_power_is_read_elsewhere_on_a_jetson_alone(bundle: Path, tmp_path: Path) -> None:

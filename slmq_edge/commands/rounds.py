@@ -29,7 +29,8 @@ class Rounds:
     """A bar for each name, fed by `show` with the events of a journal, from any thread.
 
     An upload has the bar to itself; then it is that of warm-ups and repetitions. Every process
-    warms up anew, and a second try begins with none.
+    warms up anew, and a second try begins with none. Where stderr is no terminal there are no bars
+    but a line for every stage, and for every tenth of the repetitions.
     """
 
     def __init__(self, names: Sequence[str], rounds: int) -> None:
@@ -46,13 +47,16 @@ class Rounds:
         }
         self._uploading = dict.fromkeys(names, False)
         self._warmed, self._taken = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        self._said = dict.fromkeys(names, "")
 
     def __enter__(self) -> Rounds:
-        self._progress.start()
+        if self._progress.console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.console.is_terminal:
+            self._progress.stop()
 
     def show(self, name: str, event: Event) -> None:
         task, kind = self._tasks[name], event["event"]
@@ -69,7 +73,19 @@ class Rounds:
             done = self._warmed[name] + self._taken[name]
             self._progress.update(task, completed=min(done, self._rounds))
         if kind in STAGES:
-            self._progress.update(task, description=self._text(name, STAGES[kind](event)))
+            text = self._text(name, STAGES[kind](event))
+            self._progress.update(task, description=text)
+            if not self._progress.console.is_terminal:
+                self._tell(name, kind, text)
+
+    def _tell(self, name: str, kind: str, text: str) -> None:
+        """A line where something new begins."""
+        tenth = max(self._rounds // 10, 1)
+        if kind == "repetition" and self._taken[name] % tenth:
+            return
+        if text != self._said[name]:
+            self._said[name] = text
+            self.say(text)
 
     def _count(self, name: str, event: Event) -> None:
         kind = event["event"]

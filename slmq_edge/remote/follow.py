@@ -22,8 +22,8 @@ from slmq_edge.runner import journal
 Progress = Callable[[Mapping[str, Any]], None]
 
 RUNNING = "running"
-# Seconds that the device may wait with each answer: a bar that moves at first, then quiet.
-WAITS: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 5.0)
+# Seconds that the device may wait with each answer: it is checking at first, and then measures.
+WAITS: tuple[float, ...] = (2.0, 5.0)
 LONGEST_WAIT = 10.0
 
 

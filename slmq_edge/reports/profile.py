@@ -82,12 +82,12 @@ def _bounds(run: Run) -> list[tuple[str, str]]:
 def _speed(run: Run) -> list[tuple[str, str]]:
     work, series = run.workload, run.series
     first = series["prefill_seconds"]
-    wait, spread = seconds_text(first.median), seconds_text(first.spread)
+    wait = seconds_text(first.median) + _around(first, seconds_text(first.spread))
     return [
         (f"prefill, {work.prompt_tokens} tokens", _rate(run.prefill_rate)),
         (
             "time to first token",
-            f"{wait} [{spread}]",
+            wait,
         ),
         (f"decode, {work.new_tokens} tokens", _rate(run.decode_rate)),
         ("load", f"{seconds_text(series['load_seconds'].median)} (files cached)"),
@@ -101,7 +101,12 @@ def _threads(run: Run) -> str:
 
 
 def _rate(series: Series) -> str:
-    return f"{rate_text(series.median)} [{rate_text(series.spread)}]"
+    return rate_text(series.median) + _around(series, rate_text(series.spread))
+
+
+def _around(series: Series, spread: str) -> str:
+    """The spread in brackets; a single value has none."""
+    return f" [{spread}]" if len(series.values) > 1 else ""
 
 
 def _memory(run: Run) -> list[tuple[str, str]]:

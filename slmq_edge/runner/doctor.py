@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import slmq_edge
@@ -211,8 +212,11 @@ def _sensors(kind: str) -> dict[str, Any]:
 
 
 def _room() -> dict[str, Any]:
-    """Bytes of disk (where the login's home is) and of memory."""
+    """Bytes of disk, where the agent's folder or else the login's home is, and of memory."""
     home = os.path.expanduser("~")  # which stays "~" for a user whom nobody knows
+    archive = Path(slmq_edge.__file__).parents[1]
+    if archive.is_file():  # HOME/runners/<digest>.pyz
+        home = str(archive.parents[1])
     try:
         disk: int | None = shutil.disk_usage(home).free
     except OSError:

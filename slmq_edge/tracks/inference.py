@@ -207,11 +207,20 @@ def _run_child(work: job.Job, progress: Progress) -> None:
                 for line in child.stdout:
                     refusal = _follow(line, progress) or refusal
             except BaseException:
-                progress({"event": "note", "text": f"kept in {work.journal}", "done": 0})
+                progress({"event": "note", "text": _kept(work.journal), "done": 0})
                 raise
         if child.returncode != 0:
             words = errors_file.read_text(encoding="utf-8", errors="replace")
             _fail(child.returncode, refusal, words, work.journal, child.pid)
+
+
+def _kept(log: Path) -> str:
+    """What an interrupted run leaves here, and what to do with it."""
+    events = journal.read(log) if log.exists() else []
+    count = sum(event["event"] == "repetition" for event in events)
+    if not count:
+        return "nothing was measured yet"
+    return f"{count} repetitions are kept in {log}: the same command goes on"
 
 
 def _follow(line: bytes, progress: Progress) -> dict[str, str] | None:
