@@ -30,7 +30,10 @@ class Profile(Protocol):
         """Return what the whole machine is up to: ``*_bytes``, ``load_average``, counts."""
 
     def power(self) -> Mapping[str, float | None]:
-        """Return watts by rail, now; empty where there is no sensor. Takes a millisecond or so."""
+        """Return watts by rail, now; empty where there is no sensor. Takes a millisecond or so.
+
+        The very mapping that was returned before: nothing new has come since.
+        """
 
     def rest(self) -> None:
         """End what `power` runs beside the measurement, until it is called again."""

@@ -92,7 +92,7 @@ def subject(environment: Mapping[str, object], source: str) -> str:
 
 
 def joules(window: Window) -> tuple[float, str, int] | str:
-    """Gross joules of a window, where they were read, and how often; or why they are not told."""
+    """Gross joules of a window, where they were read and how often; or why they are not told."""
     if len(window.stamps) < FEWEST or window.seconds <= 0:
         return f"{len(window.stamps)} readings in {window.seconds:.2f} s: {FEWEST} are needed"
     if window.counter_joules is not None:
@@ -111,8 +111,8 @@ def joules(window: Window) -> tuple[float, str, int] | str:
     if covered < LEAST_COVERED * window.seconds:
         return f"the readings cover {covered:.2f} of {window.seconds:.2f} s"
     # At the ends the mean power goes on.
-    whole = trapezoid(known) * window.seconds / covered
-    return whole, "+".join(window.total_rails), len(known)
+    gross = trapezoid(known) * window.seconds / covered
+    return gross, "+".join(window.total_rails), len(known)
 
 
 def trapezoid(points: Sequence[tuple[float, float]]) -> float:
