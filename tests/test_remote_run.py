@@ -319,6 +319,24 @@ def test_a_journal_of_another_run_is_put_aside(bundle: Path, home: Path, tmp_pat
     nothing_twice(output, WORK, told)
 
 
+def test_a_run_that_is_home_is_no_failure(bundle: Path, home: Path, tmp_path: Path) -> None:
+    class Full(Remote):
+        def run(self, work: Job, progress: Any) -> None:
+            super().run(work, progress)
+
+            def ask(do: str, **request: Any) -> Any:
+                raise SlmqError("here: cannot write in runs: no space left")
+
+            self._agent.ask = ask  # type: ignore[method-assign]
+
+    said: list[str] = []
+    output = tmp_path / "run.json"
+    with Full(local(home), say=said.append) as machine:
+        inference.profile(bundle, WORK, output, Listener(), OPTIONS, machine=machine)
+    assert results.load(output).workload.repetitions == WORK.repetitions
+    assert "no space left; the same command would bring" in said[0]
+
+
 # --- before anything is sent
 
 

@@ -120,12 +120,12 @@ class Remote:
             self._progress = None
 
     def forget(self) -> None:
-        """See `tracks.inference.Machine`. What was measured is here: a lost link is no failure."""
+        """See `tracks.inference.Machine`. What was measured is here: what fails now is a note."""
         if self._run is None:
             return
         try:
             self._agent.ask("forget", id=self._run)
-        except LinkLost as error:
+        except SlmqError as error:
             self._tell(f"{error}; the same command would bring the same figures home once more")
 
     def stop(self) -> str:
