@@ -62,6 +62,8 @@ def test_a_single_device_is_one_target() -> None:
     assert one.host == "me@host.toml"
     with pytest.raises(NotFound, match="no inventory at nowhere/boards"):
         inventory.targets("nowhere/boards.toml")
+    with pytest.raises(UsageError, match=r"test_inventory\.py is a file: .* ends with \.toml"):
+        inventory.targets(__file__)
     with pytest.raises(UsageError, match="is no device"):
         inventory.targets("orin")
 

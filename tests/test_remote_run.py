@@ -34,7 +34,7 @@ from tests.sshd import Board
 from tests.supervised import ROOT, attempt, gone, until
 
 Act = Callable[[], object]
-OURS = ("note", "device", "upload")  # of the host, not of the journal
+OURS = ("kept", "note", "device", "upload")  # of the host, not of the journal
 
 
 class Listener:
@@ -160,8 +160,8 @@ def test_ctrl_c_leaves_it_running_and_the_same_command_follows_it(
 
     second = Listener()
     measure(target, bundle, output, LONG, second)
-    assert f"going on: {kept} repetitions are here already" in second.notes()
-    assert second.of("note")[0]["done"] == kept
+    assert "following the job that runs there" in second.notes()
+    assert second.of("kept")[0]["done"] == kept
     events = [*here, *second.journal()]
     assert attempt(events) == list(range(LONG.repetitions))
     assert [e["pid"] for e in events if e["event"] == "begin"] == [runner]
@@ -316,6 +316,24 @@ def test_a_journal_of_another_run_is_put_aside(bundle: Path, home: Path, tmp_pat
     assert "the journal here is of another run" in told.notes()
     assert log_of(output).with_name("run.journal.jsonl.old").read_bytes() == other
     nothing_twice(output, WORK, told)
+
+
+def test_a_run_that_is_home_is_no_failure(bundle: Path, home: Path, tmp_path: Path) -> None:
+    class Full(Remote):
+        def run(self, work: Job, progress: Any) -> None:
+            super().run(work, progress)
+
+            def ask(do: str, **request: Any) -> Any:
+                raise SlmqError("here: cannot write in runs: no space left")
+
+            self._agent.ask = ask  # type: ignore[method-assign]
+
+    said: list[str] = []
+    output = tmp_path / "run.json"
+    with Full(local(home), say=said.append) as machine:
+        inference.profile(bundle, WORK, output, Listener(), OPTIONS, machine=machine)
+    assert results.load(output).workload.repetitions == WORK.repetitions
+    assert "no space left; the same command would bring" in said[0]
 
 
 # --- the link

@@ -94,7 +94,8 @@ class Rounds:
         if kind == "again":
             self._taken[name] = 0
         self._warmed[name] += kind == "warmup"
-        self._taken[name] += event.get("done", 0) if kind == "note" else kind == "repetition"
+        counted = kind in ("note", "kept")
+        self._taken[name] += event.get("done", 0) if counted else kind == "repetition"
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""

@@ -124,28 +124,36 @@ def waits() -> Iterator[float]:
     return itertools.chain(WAITS, itertools.repeat(LONGEST_WAIT))
 
 
-def follow(agent: Agent, run: str, copy: Copy, progress: Progress) -> dict[str, Any]:
+def follow(
+    agent: Agent, run: str, copy: Copy, progress: Progress, first: bool = True
+) -> dict[str, Any]:
     """Bring a run's journal home as it grows; return its last state, when it runs no more.
 
     Args:
         agent: whom to ask there.
         run: its id.
         copy: what is here already; only what is new is passed on.
-        progress: told of every event that comes, and of the runner's notes.
+        progress: told of every event that comes, of the runner's notes, and of ``kept``: done,
+            how many repetitions were here before.
+        first: whether nothing has been told of this run yet.
 
     Raises:
         LinkLost: the link stayed away; the run does not mind. Damaged: what came is not what is
             there.
     """
     heard, waiting = 0, waits()
-    wait = 0.0
+    wait, told = 0.0, 0
     while True:
         asked = {"offset": copy.size, "sha256": copy.sha256, "heard": heard, "wait_seconds": wait}
         answer = agent.ask("poll", id=run, **asked)
         if answer["offset"] != copy.size:
-            said = f"the journal here is of another run: it is kept in {copy.path}.old"
-            progress(note(said, -copy.repetitions))
+            said = f"the journal here is of another run: it is put aside as {copy.path.name}.old"
+            progress(note(said, -told))
             copy.begin_anew()
+        elif first and copy.repetitions:
+            told = copy.repetitions
+            progress({"event": "kept", "done": told})
+        first = False
         for event in copy.append(answer["journal"]):
             progress(event)
         for said in answer["notes"]:

@@ -50,7 +50,11 @@ def targets(device: str) -> tuple[Target, ...]:
     Raises:
         UsageError: it names none, or the inventory is not one; NotFound: there is no such file.
     """
-    return read(Path(device)) if is_inventory(device) else (target.parse(device),)
+    if is_inventory(device):
+        return read(Path(device))
+    if "://" not in device and device != target.LOCAL and Path(device).is_file():
+        raise UsageError(f"{device} is a file: one that names boards ends with {SUFFIX}")
+    return (target.parse(device),)
 
 
 def is_inventory(device: str) -> bool:
