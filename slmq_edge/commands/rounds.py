@@ -81,7 +81,7 @@ class Rounds:
     def _tell(self, name: str, kind: str, text: str) -> None:
         """A line where something new begins."""
         tenth = max(self._rounds // 10, 1)
-        if kind == "repetition" and self._taken[name] % tenth:
+        if kind == "failed" or (kind == "repetition" and self._taken[name] % tenth):
             return
         if text != self._said[name]:
             self._said[name] = text
