@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slmq_edge.commands.options import Where
 from slmq_edge.errors import SlmqError
 
 if TYPE_CHECKING:
@@ -17,15 +18,7 @@ SECONDS = 900.0  # a board that builds TensorRT engines for small products takes
 
 
 def doctor(
-    device: Annotated[
-        str,
-        typer.Option(
-            "-d",
-            "--device",
-            metavar="WHERE",
-            help="local, ssh://user@host:port, or a TOML file that names several boards.",
-        ),
-    ] = "local",
+    device: Where = "local",
     as_json: Annotated[
         bool, typer.Option("--json", help="All that is found, as JSON; a list for a TOML file.")
     ] = False,

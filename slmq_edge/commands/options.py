@@ -19,6 +19,15 @@ from slmq_edge.settings import OPTIONS, pairs
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
+Where = Annotated[
+    str,
+    typer.Option(
+        "-d",
+        "--device",
+        metavar="WHERE",
+        help="local, ssh://user@host:port, or a TOML file that names several boards.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest, no table.")]
 
 DEFAULT_METHOD = "spinquant"

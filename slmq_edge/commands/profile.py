@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slmq_edge.commands.options import Where
 from slmq_edge.commands.rounds import Event, Rounds
 
 if TYPE_CHECKING:
@@ -37,15 +38,7 @@ def profile(
             help="Default: NAME-run.json in this folder; of an inventory, NAME-BOARD-run.json.",
         ),
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            "-d",
-            "--device",
-            metavar="WHERE",
-            help="local, ssh://user@host:port, or a TOML file that names several boards.",
-        ),
-    ] = "local",
+    device: Where = "local",
     warmups: Annotated[int, typer.Option(min=0, help="Rounds before the first counts.")] = 2,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default: one for every core we may use.")

@@ -13,9 +13,7 @@ from slmq_edge import profiles
 from slmq_edge.errors import Damaged
 from slmq_edge.profiles import Board
 from slmq_edge.runner import around, environment, look
-from slmq_edge.runner.agent import packages
-
-BOOT_ID = "proc/sys/kernel/random/boot_id"
+from slmq_edge.runner.agent import packages, state
 
 
 def probe(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def probe(home: Path, request: Mapping[str, Any]) -> dict[str, Any]:
             "disk_free_bytes": free_bytes(home),
             "cores": environment.cores(),
             "uid": os.getuid(),
-            "boot_id": boot_id(),
+            "boot_id": state.boot_id(),
             "profile": dict(adapter.facts()),
             **around.snapshot(adapter),
         }
@@ -53,11 +51,3 @@ def free_bytes(folder: Path) -> int:
     """Return what may still be written below ``folder``, which need not be there yet."""
     above = next(path for path in [folder, *folder.parents] if path.exists())
     return shutil.disk_usage(above).free
-
-
-def boot_id(root: str = "/") -> str | None:
-    """Return what the kernel calls its present run; None where it does not tell."""
-    try:
-        return (Path(root) / BOOT_ID).read_text(encoding="ascii").strip() or None
-    except OSError:
-        return None
