@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
+# Whole files of tests to each core: fixtures of a file are made once.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 # NVIDIA's parser and compiler without a GPU; there are wheels for x86 alone.
 ifeq ($(shell uname -m),x86_64)
 CHECK := ,trt-check
@@ -30,14 +32,14 @@ demo: setup ## quantize the built-in model, export, profile it and its baseline,
 	$(BIN)/slmq-edge profile $(DEMO)/baseline -p 128 -n 64 -r 10 -o $(DEMO)/baseline-run.json
 	$(BIN)/slmq-edge compare -b $(DEMO)/baseline-run.json -c $(DEMO)/bundle-run.json
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+test: setup ## run the tests, on up to four cores
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 check: setup ## what CI runs: linters, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow

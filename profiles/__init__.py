@@ -30,10 +30,16 @@ class Profile(Protocol):
         """Return what the whole machine is up to: ``*_bytes``, ``load_average``, counts."""
 
     def power(self) -> Mapping[str, float | None]:
-        """Return watts by rail, now; empty where there is no sensor. Takes a millisecond or so."""
+        """Return watts by rail, now; empty where there is no sensor. Takes a millisecond or so.
+
+        The very mapping that was returned before: nothing new has come since.
+        """
+
+    def rest(self) -> None:
+        """End what `power` runs beside the measurement, until it is called again."""
 
     def energy(self) -> float | None:
-        """Return joules of the whole device since the first call, where a counter tells."""
+        """Return joules since the first call, where a counter tells; `facts` says what of."""
 
     def clocks(self) -> Mapping[str, float | None]:
         """Return hertz by domain, now."""
@@ -51,7 +57,8 @@ class Profile(Protocol):
         """Return what a reader of these figures must know. JSON.
 
         ``kind`` of adapter; ``reasons``: why, for every None; ``total_rails``: those of `power`
-        that add up to the device here, empty where none do; and what an adapter has to add.
+        that add up to the device here, empty where none do; ``energy_of``: what `energy` and they
+        measure, where that is not all of the machine; and what an adapter has to add.
         """
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Mapping
 
 from slmq_edge.profiles.linux import Linux
 
@@ -51,6 +51,9 @@ class Cpu(Linux):
                 return self._microjoules / 1e6
             self._reasons["energy"] = "no RAPL counter in /sys/class/powercap"
         return None
+
+    def facts(self) -> Mapping[str, Any]:
+        return {**super().facts(), "energy_of": "the processor packages"}
 
     def _since_last(self, package: Path) -> int:
         now = int((package / "energy_uj").read_text())

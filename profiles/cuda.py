@@ -135,6 +135,7 @@ class Cuda(Linux):
             "power_source": self._gpu.power_source,
             "default_limit_watts": self._gpu.limit_watts(default=True),
         }
+        found["energy_of"] = "the GPU board"
         found["total_rails"] = list(total[0]) if total else []
         found["reasons"] = {**self._gpu.reasons, **self._reasons}
         return found

@@ -35,7 +35,7 @@ class Fake:
             name: list(readings.get(name, [untold])) for name, untold in READINGS.items()
         }
         self._total_rails = list(total_rails)
-        self.resets = 0
+        self.resets = self.rests = 0
         self.closed = False
 
     @classmethod
@@ -53,6 +53,9 @@ class Fake:
 
     def power(self) -> Mapping[str, float | None]:
         return dict(self._next("power"))
+
+    def rest(self) -> None:
+        self.rests += 1
 
     def energy(self) -> float | None:
         found: float | None = self._next("energy")

@@ -2,7 +2,8 @@
 
 Power comes from sysfs where all the rails are that make up the device, else from a tegrastats of
 ours, from jtop only where the board's sheet asks for it (`Board.power_source`). No clock is worth a
-second process beside a measurement, so tegrastats tells of clocks only where it runs for power.
+second process beside a measurement: tegrastats runs while power is asked for, not while repetitions
+are timed, and tells of clocks only where it runs.
 
 On Thor a JetPack 7.2 report has the kernel lock up over the frequency files of gpu-gpc-0 and
 gpu-nvd-0 in devfreq. So only files named in here are opened, no pattern is tried, none on Thor.
@@ -65,7 +66,7 @@ class Jetson(Linux):
         self._commands = commands
         self._chip = self._text("proc/device-tree/compatible") or ""
         self._source: Rails | Tegrastats | Jtop | None = None
-        self._chosen = False
+        self._chosen = self._resting = False
 
     @classmethod
     def of(cls, board: Board) -> Jetson:
@@ -102,13 +103,21 @@ class Jetson(Linux):
     def power(self) -> Mapping[str, float | None]:
         """Watts by rail, from one source for good. The first call looks for it."""
         source = self._power_source()
+        if self._resting and isinstance(source, (Tegrastats, Jtop)):
+            self._resting = False
+            source = self._source = self._begun_anew(source)
         if source is None:
             return {}
         found = source.watts()
         for name, value in found.items():
-            if value is None:
-                self._reasons[name] = source.reasons.get(name, f"{source.name} does not tell it")
+            why = source.reasons.get(name, f"{source.name} does not tell it")
+            self._told(name, value, why)
         return found
+
+    def rest(self) -> None:
+        if isinstance(self._source, (Tegrastats, Jtop)):
+            self._source.close()
+            self._resting = True
 
     def clocks(self) -> Mapping[str, float | None]:
         """cpu, gpu, and emc, the memory's."""
@@ -155,7 +164,10 @@ class Jetson(Linux):
 
     def facts(self) -> Mapping[str, Any]:
         """power_source, and unknown_tokens of tegrastats by count, beside what all facts have."""
+        looked = self._chosen
         source = self._power_source()
+        if not looked:
+            self.rest()
         rails = total(source.names, self._board.total_rails) if source else ()
         if source is not None and not rails:
             there = ", ".join(source.names)
@@ -175,6 +187,18 @@ class Jetson(Linux):
             self._source = self._choose()
         return self._source
 
+    def _begun_anew(self, source: Tegrastats | Jtop) -> Tegrastats | Jtop:
+        """Another of the same kind; its rails are those of before, should it not come up."""
+        new = self._follower(source.name)
+        new.names = source.names
+        if isinstance(new, Tegrastats) and isinstance(source, Tegrastats):
+            new.unknown = source.unknown
+        new.start()
+        return new
+
+    def _follower(self, name: str | None) -> Tegrastats | Jtop:
+        return Jtop() if name == Jtop.name else Tegrastats(self._commands["tegrastats"])
+
     def _choose(self) -> Rails | Tegrastats | Jtop | None:
         asked, sets = self._board.power_source, self._board.total_rails
         rails = Rails(self._root)
@@ -183,7 +207,7 @@ class Jetson(Linux):
             if not rails.names:
                 self._reasons["power"] = "no ina3221 or ina238 in /sys"
             return rails if rails.names else None
-        other = Jtop() if asked == "jtop" else Tegrastats(self._commands["tegrastats"])
+        other = self._follower(asked)
         other.start()
         better = bool(total(other.names, sets)) or asked is not None or not rails.names
         if other.names and better:
@@ -235,7 +259,10 @@ class Jetson(Linux):
         found, why = self._clients()
         if found is None:
             return None, why
-        return len({one.pid for one in found if one.size_bytes} - {os.getpid()}), ""
+        names = {one.pid: one.process for one in found if one.size_bytes}
+        if any(self._text(f"proc/{pid}/comm") != name for pid, name in names.items()):
+            return None, "nvmap lists processes of another namespace (container)"
+        return len(set(names) - {os.getpid()}), ""
 
     def _clients(self) -> tuple[list[nvmap.Client] | None, str]:
         if self._is(THOR):

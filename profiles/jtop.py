@@ -31,7 +31,7 @@ class Jtop(Follower["dict[str, float | None]"]):
 
     def watts(self) -> dict[str, float | None]:
         found = self.latest()
-        return dict.fromkeys(self.names) if found is None else dict(found)
+        return dict.fromkeys(self.names) if found is None else found
 
     def _follow(self) -> str:
         try:

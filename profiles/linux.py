@@ -48,7 +48,7 @@ class Linux:
 
     def memory(self) -> dict[str, int | None]:
         try:
-            status = self._status.read_text()
+            status = self._status.read_text(encoding="utf-8", errors="replace")  # a name's bytes
         except OSError as error:
             reason = f"no /proc/self/status: {error.strerror}"
             self._reasons.update(dict.fromkeys(FIELDS, reason))
@@ -77,6 +77,9 @@ class Linux:
 
     def power(self) -> Mapping[str, float | None]:
         return {}
+
+    def rest(self) -> None:
+        pass
 
     def energy(self) -> float | None:
         self._reasons.setdefault("energy", "this kind of machine has no counter of energy")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slmq_edge import bounds
-from slmq_edge.caveats import IMPLAUSIBLE, Caveat, Evidence, doubts
+from slmq_edge.caveats import AT, IMPLAUSIBLE, Caveat, Evidence, doubts
 from slmq_edge.energy import Window
 from slmq_edge.errors import Damaged
 from slmq_edge.results import (
@@ -83,7 +83,7 @@ def assemble(
         caveats=(),
         device_memory=_device_memory([*loads, *rounds]),
         power=_power(events),
-        states=tuple(event["state"] for event in [*loads, *rounds] if event.get("state")),
+        states=_states(events, [*loads, *rounds]),
     )
     evidence = Evidence(
         series, environment, dataclasses.asdict(workload), golden, probe, found.states, found.power
@@ -169,6 +169,18 @@ def _series(
         "warmup_prefill_seconds": seconds(event["prefill_seconds"] for event in warmups),
         "warmup_decode_seconds": seconds(event["decode_seconds"] for event in warmups),
     }
+
+
+def _states(
+    events: Sequence[Mapping[str, Any]], counted: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    """What the machine was like at the events that count, in the order of time."""
+    which = {id(event) for event in counted}
+    return tuple(
+        {**event["state"], AT: event["event"]}
+        for event in events
+        if id(event) in which and event.get("state")
+    )
 
 
 def _put_aside(events: Sequence[Mapping[str, Any]]) -> dict[str, Series]:

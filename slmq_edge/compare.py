@@ -217,8 +217,9 @@ def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
 
 def _energy_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     """Tokens per joule, gross, where either run has them; never of one rail against another's."""
+    both = (baseline, candidate)
     for phase in energy.WORK:
-        sides = [energy.of(run.power or {}, phase) for run in (baseline, candidate)]
+        sides = [energy.of(run.power or {}, phase) for run in both]
         told = [one for one in sides if isinstance(one, energy.Energy)]
         if not told:
             continue
@@ -227,9 +228,13 @@ def _energy_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
         )
         key, label = f"energy.{phase}", differences.across(baseline, candidate)
         row = _row(key, f"{phase}, tokens per joule", "tokens/J", before, after, label)
-        sources = " against ".join(one.source for one in told)
-        unlike = len({one.source for one in told}) > 1
-        yield _without_ratio(row, f"{sources}: {UNLIKE}" if unlike else None)
+        sources = [
+            energy.subject(run.environment, one.source)
+            for run, one in zip(both, sides, strict=True)
+            if isinstance(one, energy.Energy)
+        ]
+        unlike = len(set(sources)) > 1
+        yield _without_ratio(row, f"{' against '.join(sources)}: {UNLIKE}" if unlike else None)
 
 
 def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:

@@ -72,7 +72,7 @@ def of(windows: Mapping[str, Window], phase: str) -> Energy | str:
     found = joules(window)
     if isinstance(found, str):
         return found
-    gross, source = found
+    gross, source, samples = found
     if gross <= 0:
         return f"{source} read {gross:.3g} J over {window.seconds:.1f} s of work"
     resting = windows.get(IDLE)
@@ -81,17 +81,22 @@ def of(windows: Mapping[str, Window], phase: str) -> Energy | str:
     if resting is not None and not isinstance(rest, str) and rest[1] == source:
         idle_watts = rest[0] / resting.seconds
     above = None if idle_watts is None else gross - idle_watts * window.seconds
-    return Energy(
-        gross, above, idle_watts, window.seconds, window.tokens, source, len(window.stamps)
-    )
+    return Energy(gross, above, idle_watts, window.seconds, window.tokens, source, samples)
 
 
-def joules(window: Window) -> tuple[float, str] | str:
-    """Gross joules of a window and where they were read; or why they cannot be told."""
+def subject(environment: Mapping[str, object], source: str) -> str:
+    """What the joules of a run are of, as its profile says, and where they were read."""
+    profile = environment.get("profile")
+    part = profile.get("energy_of") if isinstance(profile, Mapping) else None
+    return source if part is None else f"{part}: {source}"
+
+
+def joules(window: Window) -> tuple[float, str, int] | str:
+    """Gross joules of a window, where they were read and how often; or why they are not told."""
     if len(window.stamps) < FEWEST or window.seconds <= 0:
         return f"{len(window.stamps)} readings in {window.seconds:.2f} s: {FEWEST} are needed"
     if window.counter_joules is not None:
-        return window.counter_joules, "counter"
+        return window.counter_joules, "counter", len(window.stamps)
     if not window.total_rails:
         return "no rail of this board is the whole device"
     rails = [window.watts.get(rail, ()) for rail in window.total_rails]
@@ -106,7 +111,8 @@ def joules(window: Window) -> tuple[float, str] | str:
     if covered < LEAST_COVERED * window.seconds:
         return f"the readings cover {covered:.2f} of {window.seconds:.2f} s"
     # At the ends the mean power goes on.
-    return trapezoid(known) * window.seconds / covered, "+".join(window.total_rails)
+    gross = trapezoid(known) * window.seconds / covered
+    return gross, "+".join(window.total_rails), len(known)
 
 
 def trapezoid(points: Sequence[tuple[float, float]]) -> float:

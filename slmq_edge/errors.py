@@ -49,7 +49,9 @@ class MissingExtra(SlmqError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean X?)"`` for the nearest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    listed = list(known)
+    inside = [one for one in listed if name and name.lower() in one.lower()]
+    close = difflib.get_close_matches(name, listed, n=1) or inside[:1]
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -71,7 +71,11 @@ def estimate(request: Request) -> Estimate:
     now = facts if request.mode is None else sheet.in_mode(request.mode).as_json()
     projection.require_runnable(target, asked.on_gpu, sheet)
     memory = _memory(sheet.name, facts, request.runs)
-    limits = bounds.ceilings(asked, now, sheet.kind, bounds.cache_of(asked, now, sheet.kind, {}))
+    seen = request.runs[0].environment if request.runs else {}
+    cache = bounds.cache_of(asked, now, sheet.kind, seen)
+    limits = sure = bounds.ceilings(asked, now, sheet.kind, cache)
+    if cache is None and not asked.on_gpu:  # weights may come out of a cache we know nothing of
+        sure = bounds.ceilings(asked, now, sheet.kind, bounds.UNKNOWN_CACHE)
     cells, basis, mode = _cells(request, asked, facts, target, ran.scheme_ran)
     positions = request.prompt_tokens + request.new_tokens
     told = MEMORY not in facts
@@ -87,7 +91,7 @@ def estimate(request: Request) -> Estimate:
         facts=now,
         card=asked,
         ceilings=limits,
-        cells=projection.capped(cells, limits),
+        cells=projection.capped(cells, sure),
         basis=basis,
         rooms=rooms(request.bundle, document, asked, positions, sheet.kind, memory, told),
     )

@@ -13,6 +13,7 @@ nothing is projected: runs measured on the board itself say more (``calibrate``)
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -280,20 +281,24 @@ def calibrate(points: Mapping[str, Sequence[Point]]) -> dict[str, Law]:
     return laws
 
 
-def point_of(run: Run, phase: str) -> Point:
-    """One phase of a run, for ``calibrate``."""
-    asked = bounds.card_of(run)
+def point_of(run: Run, phase: str, with_steps: bool) -> Point:
+    """One phase of a run, for ``calibrate``; see `own_features`."""
+    told = run.artifact if with_steps else dataclasses.replace(run.artifact, read_bytes=None)
+    asked = bounds.card_of(dataclasses.replace(run, artifact=told))
     rate = run.decode_rate if phase == "decode" else run.prefill_rate
     tokens = 1 if phase == "decode" else run.workload.prompt_tokens
     return Point(
-        own_features(asked, phase), tokens / rate.median, run.artifact.model, run.device.name
+        own_features(asked, phase, with_steps),
+        tokens / rate.median,
+        run.artifact.model,
+        run.device.name,
     )
 
 
-def own_features(asked: Card, phase: str) -> dict[str, float]:
-    """What laws of one's own runs ask of a card."""
+def own_features(asked: Card, phase: str, with_steps: bool) -> dict[str, float]:
+    """What laws of one's own runs ask of a card; with scales where all of the runs count them."""
     if phase == "decode":
-        weights = float(asked.read_bytes - asked.steps_bytes)  # a run does not tell of steps
+        weights = float(asked.read_bytes - (0 if with_steps else asked.steps_bytes))
         return {WEIGHTS: weights, KV: asked.kv_bytes, BYTES: weights + asked.kv_bytes, ONCE: 1.0}
     linears = asked.linears.integer + asked.linears.floats
     head = asked.head.integer + asked.head.floats
@@ -326,10 +331,11 @@ def by_runs(
             if has != wanted:
                 name = f"{run.artifact.model}, {run.artifact.scheme_ran}"
                 raise SlmqError(f"--fit {name}: its {what} is {has}, not {wanted}")
-    laws = calibrate({phase: [point_of(run, phase) for run in runs] for phase in PHASES})
+    told = all(run.artifact.read_bytes is not None for run in runs)
+    laws = calibrate({phase: [point_of(run, phase, told) for run in runs] for phase in PHASES})
     off, found = off_of_runs(), []
     for phase in PHASES:
         tokens = asked.prompt_tokens if phase == "prefill" else 1
-        rate = tokens / laws[phase].seconds(own_features(asked, phase))
+        rate = tokens / laws[phase].seconds(own_features(asked, phase, told))
         found.append(Cell(phase, rate, rate / off[phase], rate * off[phase]))
     return found

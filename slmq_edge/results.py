@@ -112,8 +112,8 @@ class Workload:
 class Run:
     """device_memory: at most, by part. environment's ``session``: what it said of itself.
 
-    power: by phase, raw. states: what the machine was like before loading and behind every round,
-    as `runner.around.snapshot` has it.
+    power: by phase, raw. states: what the machine was like before each loading and behind every
+    round, in the order of time, as `runner.around.snapshot` has it, and ``event``.
     """
 
     created: str

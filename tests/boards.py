@@ -185,7 +185,8 @@ def nvmap_clients(*clients: tuple[str, str, int, str]) -> Files:
     rows = [f"{'CLIENT':18} {'PROCESS':>18} {'PID':>8} {'SIZE':>11}"]
     rows += [f"{kind:18} {name:>18} {pid:8} {size:>11}" for kind, name, pid, size in clients]
     rows += [f"{'total':18} {'':>18} {'':>8} {'999K':>11}", ""]
-    return {"sys/kernel/debug/nvmap/iovmm/clients": "\n".join(rows)}
+    users = {f"proc/{pid}/comm": f"{name}\n" for kind, name, pid, _ in clients if kind == "user"}
+    return {"sys/kernel/debug/nvmap/iovmm/clients": "\n".join(rows), **users}
 
 
 def emc(hertz: int) -> Files:

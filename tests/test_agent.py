@@ -195,6 +195,7 @@ def test_packages_are_those_that_the_user_has_for_himself(
         ) -> Done:
             return super().run(["env", f"PYTHONPATH={site}", *command], stdin, timeout)
 
+    (tmp_path / "json.py").write_text("raise ImportError('what a user has where he logs in')")
     found = Agent(WithSite(tmp_path), HERE).ask("probe")
     assert found["packages"]["onnxruntime-gpu"] == "9.8.7"
 

@@ -75,6 +75,7 @@ def test_the_runner_is_brought_once(transport: Counting, tmp_path: Path) -> None
     assert Agent(transport, HERE).home == str(tmp_path / ".slmq")
     content = package.runner()[1]
     assert (tmp_path / ".slmq" / "runners" / PYZ).read_bytes() == content
+    assert (tmp_path / ".slmq").stat().st_mode & 0o777 == 0o700
     assert len(transport.sent) == 2
     assert transport.sent[0] < 10_000 < len(content) < transport.sent[1]
     transport.sent.clear()

@@ -39,13 +39,16 @@ def _found(
     }
     if aside:
         series["unsteady_decode_seconds"] = Series("s", (1.0, 2.0))
+    told = states or (QUIET, QUIET)
     seen = Evidence(
         series,
         {"cores": 4, "board": BOARD, **environment},
         {"threads": 4},
         {},
         None,
-        states or (QUIET, QUIET),
+        tuple(
+            {"event": "load" if n == 0 else "repetition", **state} for n, state in enumerate(told)
+        ),
     )
     return {caveat.code: caveat for caveat in caveats.doubts(seen)}
 
@@ -85,6 +88,21 @@ def test_clocks_are_compared_behind_the_rounds_alone() -> None:
     low = _state(clocks_hz={"cpu": 1.0e9})
     assert _found(low, QUIET, QUIET) == {}  # at rest before loading
     assert _found(QUIET, QUIET, low)["clocks-unstable"].values == {"spread": {"cpu": 0.5}}
+
+
+def test_a_later_process_begins_at_rest_and_after_a_reboot_counts_from_0() -> None:
+    loaded = {**_state(clocks_hz={"cpu": 1.0e9}, throttling={"oc3_event_cnt": 0}), "event": "load"}
+    after = _state(throttling={"oc3_event_cnt": 0})
+    assert _found(QUIET, QUIET, loaded, after) == {}
+    two = _state(throttling={"oc3_event_cnt": 2})
+    found = _found(QUIET, _state(throttling={"oc3_event_cnt": 8}), loaded, two)
+    assert found["throttled"].values == {"rose": {"oc3_event_cnt": 3}}
+
+
+def test_a_cause_that_is_forgotten_meanwhile_was_there() -> None:
+    """A Raspberry Pi's kernel has its firmware forget what was since boot."""
+    on, off = (_state(throttling={"oc3_event_cnt": n}) for n in (1, 0))
+    assert _found(off, on, off)["throttled"].values == {"rose": {"oc3_event_cnt": 1}}
 
 
 def test_swap_counts_when_there_is_much_or_it_grows() -> None:

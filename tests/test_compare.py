@@ -405,6 +405,13 @@ def test_tokens_per_joule_are_compared_on_the_same_rail_alone() -> None:
     other = compare(base, run("w8a8", power=_watched(4.5, "VDD_CPU_GPU_CV"))).row("energy.decode")
     assert other.ratio is None
     assert "VDD_IN against VDD_CPU_GPU_CV" in str(other.reason)
+    gpu, cpu = (
+        run(environment={"profile": {"energy_of": of}}, power=_watched(9.0))
+        for of in ("the GPU board", "the processor packages")
+    )
+    other = compare(gpu, cpu).row("energy.decode")
+    assert other.ratio is None
+    assert "the GPU board: VDD_IN against the processor packages: VDD_IN" in str(other.reason)
     lacking = compare(base, run("w8a8")).row("energy.decode")
     assert "the candidate does not have it" in str(lacking.reason)
     keys = [found.key for found in compare(run(), run("w8a8")).rows]

@@ -76,6 +76,7 @@ def test_facts_say_which_gpu_it_is_and_how_its_power_is_read() -> None:
     facts = _cuda(FakeGpu(processes=[(MINE, 1)])).facts()
     assert facts["kind"] == "cuda"
     assert facts["total_rails"] == ["gpu_board"]
+    assert facts["energy_of"] == "the GPU board"
     assert facts["gpu"] == {
         "name": "NVIDIA A800 80GB PCIe",
         "uuid": "GPU-11111111-2222-3333-4444-555555555555",

@@ -365,6 +365,31 @@ def test_the_verb_ends_with_0_where_bundles_can_be_measured(
     assert json.loads(told.stdout)["targets"] == ["ort"]
 
 
+def test_boards_of_an_inventory_are_one_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(target: object) -> Any:
+        raise Unsupported("two: no python3 there")
+
+    monkeypatch.setattr("slmq_edge.commands.doctor._asked", unreachable)
+    one, two = (f'[[board]]\nname = "{n}"\ndevice = "{d}"\n' for n, d in BOARDS)
+    (tmp_path / "boards.toml").write_text(one + two)
+    told = _run(
+        "--device",
+        str(tmp_path / "boards.toml"),
+        "--json",
+        monkeypatch=monkeypatch,
+        document=_document(),
+    )
+    first, second = json.loads(told.stdout)
+    assert (first["name"], first["error"], first["targets"]) == ("one", None, ["ort"])
+    assert second == {"name": "two", "error": "two: no python3 there"}
+    assert isinstance(told.exception, Unsupported)
+
+
+BOARDS = (("one", "local"), ("two", "ssh://two"))
+
+
 def test_the_verb_names_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     done = _run(monkeypatch=monkeypatch, document=_without_onnxruntime())
     assert isinstance(done.exception, MissingExtra)

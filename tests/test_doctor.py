@@ -46,6 +46,25 @@ def test_what_this_machine_can_do() -> None:
     assert document["machine"]["machine"]
 
 
+def test_children_do_not_import_what_lies_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    assert children.trial(["onnxruntime"]).told[0]["providers"]
+
+
+def test_a_user_whom_nobody_knows_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    room = doctor._room()
+    assert (room["home"], room["disk_free_bytes"]) == ("~", None)
+    assert room["memory_total_bytes"] > 0
+
+
 def test_a_provider_that_crashes_ends_nothing(faked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_PROVIDERS", f"{fake.CRASHES} {CPU}")
     found = doctor._onnxruntime(tuple(PRODUCTS))["products"]

@@ -51,6 +51,7 @@ def test_rails_are_added_up_reading_by_reading() -> None:
     found = _energy({"decode": _window(0.0, watts=rails, total_rails=("CPU", "GPU"))})
     assert found.gross_joules == pytest.approx(6.0)
     assert found.source == "CPU+GPU"
+    assert found.samples == 20  # one told of half of the device
 
 
 def test_a_counter_is_believed_before_a_rail() -> None:

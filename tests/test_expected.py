@@ -16,13 +16,14 @@ from slmq_edge.anatomy import Anatomy
 from slmq_edge.cli import app
 from slmq_edge.errors import NotFound, SlmqError, Unsupported, UsageError
 from slmq_edge.expected import Request, estimate
-from slmq_edge.results import save
+from slmq_edge.results import Device, save
 from slmq_edge.room import rooms
 from slmq_edge.runner.manifest import BUNDLE_FORMAT, BUNDLE_VERSION
 from slmq_edge.runner.measure import Workload
 from tests import trt_bundle
 from tests.shared import shared
 from tests.test_cli import assert_one_line, slmq
+from tests.test_compare import with_series
 from tests.test_projection import measured
 
 NANO = """
@@ -201,6 +202,25 @@ def test_runs_of_the_board_say_more_than_published_rows(tmp_path: Path) -> None:
     assert isinstance(done.exception, UsageError)
     one = run(folder, "--device", "bare", "--fit", paths[0])
     assert "at least two bundles" in str(one.exception)
+
+
+@pytest.mark.parametrize("told", [None, 10**9])
+def test_what_may_come_out_of_a_cache_is_not_cut_to_the_memory(
+    told: int | None, tmp_path: Path
+) -> None:
+    """Runs that were faster than the memory, on the processor of a Jetson."""
+    runs = []
+    for weights in (10**8, 2 * 10**8):
+        run = measured(weights, device=Device("jetson-orin-nano-8gb", "jetson", {}))
+        step = bounds.card_of(run).bytes_per_token / 500e9 + 1e-6
+        run = with_series(run, decode_seconds=(64 * step,) * 3)
+        runs.append(dataclasses.replace(run, environment={**run.environment, "cache_bytes": told}))
+    folder = bundle(tmp_path / "b", "ort")
+    found = estimate(asked(folder, runs=tuple(runs)))
+    decode = found.cells[1].per_second or 0.0
+    assert decode == pytest.approx(1 / (found.card.bytes_per_token / 500e9 + 1e-6), rel=1e-6)
+    memory = found.ceilings.decode[0].per_second
+    assert (memory is None) == (told is not None)
 
 
 @pytest.mark.parametrize(

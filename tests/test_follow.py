@@ -56,6 +56,16 @@ def test_a_copy_is_what_was_sent(tmp_path: Path) -> None:
     assert len(journal.read(path)) == len(LINES)
 
 
+def test_repetitions_that_were_put_aside_do_not_count(tmp_path: Path) -> None:
+    """They were measured all the same: a job that fails then has something to be kept."""
+    again = json.dumps({"event": "again", "drift": {"decode_seconds": 0.5}}) + "\n"
+    with Copy(tmp_path / "journal.jsonl") as copy:
+        copy.append(LINES[0] + LINES[1] + again)
+        assert (copy.repetitions, copy.taken) == (0, 2)
+        copy.append(LINES[0])
+        assert (copy.repetitions, copy.taken) == (1, 3)
+
+
 def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(LINES[0] + '{"event": "repet')
@@ -140,7 +150,8 @@ def test_the_device_is_asked_ever_less_often(tmp_path: Path) -> None:
     device = Device(tmp_path / "there", [""] * 12 + [JOURNAL])
     with Copy(tmp_path / "here") as copy:
         follow.follow(device, "a", copy, lambda event: None)  # type: ignore[arg-type]
-    assert device.waits == [0.0, *follow.WAITS, *[follow.LONGEST_WAIT] * 7]
+    longest = [follow.LONGEST_WAIT] * (12 - len(follow.WAITS))
+    assert device.waits == [0.0, *follow.WAITS, *longest]
     assert max(device.waits) <= runs.LONGEST_WAIT_SECONDS
 
 
@@ -153,6 +164,7 @@ def test_a_journal_that_was_started_anew_there_is_so_here(tmp_path: Path) -> Non
     assert (tmp_path / "here").read_text() == JOURNAL
     assert (tmp_path / "here.old").read_text() == line(index=7)
     assert "another run" in told[0]["text"]
+    assert "kept" not in [event["event"] for event in told]  # none of it counts
 
 
 def test_what_differs_at_the_end_is_refused(tmp_path: Path) -> None:

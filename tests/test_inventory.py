@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from slmq_edge.tracks import inference
 from tests import toy_graph
 from tests.remote_client import OPTIONS, WORK
 from tests.sshd import Board
+from tests.supervised import PATIENCE_SECONDS, ROOT, gone, until
 
 TWO = """
 [[board]]
@@ -59,6 +62,8 @@ def test_a_single_device_is_one_target() -> None:
     assert one.host == "me@host.toml"
     with pytest.raises(NotFound, match="no inventory at nowhere/boards"):
         inventory.targets("nowhere/boards.toml")
+    with pytest.raises(UsageError, match=r"test_inventory\.py is a file: .* ends with \.toml"):
+        inventory.targets(__file__)
     with pytest.raises(UsageError, match="is no device"):
         inventory.targets("orin")
 
@@ -137,22 +142,47 @@ def test_a_bug_is_told_when_the_others_are_at_home() -> None:
     assert ended == ["good"]
 
 
-def test_ctrl_c_leaves_them_at_work() -> None:
+def _said_after_ctrl_c(slow: Target) -> list[str]:
+    """Of one board that is done, and one that is not."""
     released, shown = threading.Event(), []
 
     def work(board: Target, progress: Any) -> Any:
-        if board.name == "slow":
+        if board is slow:
             released.wait(20)
         return "a run"
 
     hand = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     hand.start()
+    boards = [*_targets("quick"), slow]
     with pytest.raises(KeyboardInterrupt):
-        inventory.side_by_side(
-            _targets("quick", "slow"), work, lambda name, event: shown.append((name, event["text"]))
-        )
+        inventory.side_by_side(boards, work, lambda name, event: shown.append(event["text"]))
     released.set()
-    assert shown == [("slow", f"slow: {inventory.GOES_ON}")]
+    return shown
+
+
+def test_ctrl_c_leaves_them_at_work() -> None:
+    assert _said_after_ctrl_c(Target("slow", "ssh", "slow")) == [f"slow: {inventory.GOES_ON}"]
+
+
+def test_what_runs_here_is_not_said_to_go_on() -> None:
+    assert _said_after_ctrl_c(Target("here", "local")) == [f"here: {inventory.ENDED}"]
+
+
+def test_what_threads_have_started_ends_with_us(tmp_path: Path) -> None:
+    """Ctrl-C leaves threads where they are: an upload in one of them must not go on."""
+    program = (
+        "import pathlib, threading, time\n"
+        "from slmq_edge.remote import transport\n"
+        "command = ['sh', '-c', 'echo $$ > pid; mv pid there; exec sleep 60']\n"
+        "threading.Thread(target=transport.execute, args=(command,), daemon=True).start()\n"
+        "while not pathlib.Path('there').exists():\n"
+        "    time.sleep(0.02)\n"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=tmp_path, env=variables, check=True, timeout=PATIENCE_SECONDS)
+    pid = int((tmp_path / "there").read_text())
+    until(lambda: gone([pid]), "the end of what a thread has started")
 
 
 def test_two_boards_over_ssh_of_which_one_fails(sshd: Board, tmp_path: Path) -> None:

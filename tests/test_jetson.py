@@ -103,6 +103,9 @@ def test_a_broken_sensor_is_none_with_a_reason_and_never_0(jetson: Make, tmp_pat
     assert power["VDD_IN"] is None
     assert power["VDD_SOC"] == pytest.approx(3.119952)
     assert "curr1_input: No such file" in reasons(one)["VDD_IN"]
+    (tmp_path / "jetson-orin-nano-jp6" / HWMON / "hwmon1/curr1_input").write_text("3254\n")
+    assert one.power()["VDD_IN"] == pytest.approx(16.322064)
+    assert "VDD_IN" not in reasons(one)
 
 
 def without_monitors(root: Path, board: str, kind: str = "ina") -> None:
@@ -278,14 +281,18 @@ def test_gpu_memory_of_this_process(jetson: Make, tmp_path: Path) -> None:
         ("user", "python3", os.getpid(), "2M"),
         ("user", "Xorg", 77, "1K"),
     ]
-    clients = tmp_path / "jetson-orin-nano-jp6" / nvmap.CLIENTS
-    clients.write_text(nvmap_clients(*rows)[nvmap.CLIENTS])
+    root = tmp_path / "jetson-orin-nano-jp6"
+    for name, text in nvmap_clients(*rows).items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
     assert one.memory()["nvmap_process"] == 3 << 20
     assert one.system()["gpu_processes"] == 1
     assert "nvmap_process" not in reasons(one)
-    comm = tmp_path / "jetson-orin-nano-jp6/proc/self/comm"
-    comm.write_text("other\n")  # a container's number of ours is another process's outside
+    for comm in ("proc/self/comm", f"proc/{os.getpid()}/comm"):
+        (root / comm).write_text("other\n")  # a container's numbers are other processes outside
     assert one.memory()["nvmap_process"] is None
+    assert one.system()["gpu_processes"] is None
+    assert "container" in reasons(one)["gpu_processes"]
 
 
 def test_clients_with_blanks_in_their_names() -> None:
@@ -407,6 +414,26 @@ def test_nothing_is_started_before_power_or_facts_are_asked_for(jetson: Make) ->
     assert any(thread.name == "tegrastats" for thread in threading.enumerate())
     one.close()
     assert not any(thread.name == "tegrastats" for thread in threading.enumerate())
+
+
+def test_tegrastats_rests_where_no_power_is_asked_for(jetson: Make) -> None:
+    def runs() -> bool:
+        return any(thread.name == "tegrastats" for thread in threading.enumerate())
+
+    command = replay("jetson-orin-nano-jp6")
+    one = jetson("jetson-orin-nano-jp6", [["VDD_IN"]], "tegrastats", tegrastats=command)
+    facts = one.facts()
+    assert facts["total_rails"] == ["VDD_IN"]
+    assert not runs()
+    rails = dict(one.power())
+    assert rails["VDD_IN"] is not None
+    assert runs()
+    one.rest()
+    assert not runs()
+    assert one.facts() == facts
+    assert not runs()
+    assert set(one.power()) == set(rails)
+    assert one.power()["VDD_IN"] is not None
 
 
 def test_a_machine_that_is_no_jetson(tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
     assert cpu.facts()["reasons"] == {}
 
 
+def test_a_process_whose_name_is_cut_within_a_letter(tmp_path: Path) -> None:
+    cpu = _machine(tmp_path, STATUS)
+    status = tmp_path / "proc/self/status"
+    status.write_bytes(status.read_bytes().replace(b"python", b"messger\xc3"))
+    assert cpu.memory()["cpu_rss_anon"] == 1_024_000
+
+
 def test_a_reset_writes_5(tmp_path: Path) -> None:
     _machine(tmp_path, STATUS).reset_peak()
     assert (tmp_path / "proc/self/clear_refs").read_text() == "5"
@@ -138,6 +145,7 @@ def test_energy_is_that_of_all_packages_and_of_no_part_twice(tmp_path: Path) -> 
 def test_a_counter_that_runs_over_goes_on(tmp_path: Path) -> None:
     counter = _package(tmp_path, "intel-rapl:0", "package-0", 900_000)
     cpu = Cpu(str(tmp_path))
+    assert cpu.facts()["energy_of"] == "the processor packages"
     cpu.energy()
     for value, joules in ((950_000, 0.05), (50_000, 0.15), (40_000, 1.14)):
         counter.write_text(str(value))

@@ -365,6 +365,20 @@ def test_steps_of_the_bundle_do_not_count_where_those_of_runs_are_not_known() ->
     assert both[0] == both[1]
 
 
+def test_steps_count_on_both_sides_where_all_runs_tell_of_them() -> None:
+    """Scales are an eighth of what is read, of runs and of the bundle: nothing of it is lost."""
+
+    def read(run: Any) -> Any:
+        return with_artifact(run, read_bytes=bounds.card_of(run).read_bytes * 9 // 8)
+
+    runs = [read(measured(10**8)), read(measured(4 * 10**8))]
+    asked = bounds.card_of(measured(4 * 10**8))
+    steps = asked.read_bytes // 8
+    asked = dataclasses.replace(asked, read_bytes=asked.read_bytes + steps, steps_bytes=steps)
+    (_, same) = projection.by_runs(asked, "ort", "w8a8", "workbench", runs)
+    assert same.per_second == pytest.approx(runs[1].decode_rate.median, rel=1e-6)
+
+
 def test_keys_and_values_get_their_own_cost_where_depths_tell_it() -> None:
     runs = [measured(10**8), measured(4 * 10**8), measured(10**8, 400), measured(4 * 10**8, 400)]
     slow = []

@@ -17,16 +17,15 @@ from typing import Any
 import pytest
 
 from slmq_edge import results
-from slmq_edge.errors import NotFound, SlmqError, Unsupported, UsageError
+from slmq_edge.errors import NotFound, SlmqError
 from slmq_edge.remote import follow
 from slmq_edge.remote.run import Remote
 from slmq_edge.remote.target import Target
 from slmq_edge.remote.transport import LinkLost
-from slmq_edge.runner import journal, manifest
+from slmq_edge.runner import journal
 from slmq_edge.runner.agent import state
 from slmq_edge.runner.job import Job
 from slmq_edge.runner.measure import Workload
-from slmq_edge.runner.runtimes import Place
 from slmq_edge.tracks import inference
 from tests import toy_graph
 from tests.relay import Relay
@@ -35,7 +34,7 @@ from tests.sshd import Board
 from tests.supervised import ROOT, attempt, gone, until
 
 Act = Callable[[], object]
-OURS = ("note", "device", "upload")  # of the host, not of the journal
+OURS = ("kept", "note", "device", "upload")  # of the host, not of the journal
 
 
 class Listener:
@@ -161,8 +160,8 @@ def test_ctrl_c_leaves_it_running_and_the_same_command_follows_it(
 
     second = Listener()
     measure(target, bundle, output, LONG, second)
-    assert f"going on: {kept} repetitions are here already" in second.notes()
-    assert second.of("note")[0]["done"] == kept
+    assert "following the job that runs there" in second.notes()
+    assert second.of("kept")[0]["done"] == kept
     events = [*here, *second.journal()]
     assert attempt(events) == list(range(LONG.repetitions))
     assert [e["pid"] for e in events if e["event"] == "begin"] == [runner]
@@ -319,56 +318,22 @@ def test_a_journal_of_another_run_is_put_aside(bundle: Path, home: Path, tmp_pat
     nothing_twice(output, WORK, told)
 
 
-# --- before anything is sent
+def test_a_run_that_is_home_is_no_failure(bundle: Path, home: Path, tmp_path: Path) -> None:
+    class Full(Remote):
+        def run(self, work: Job, progress: Any) -> None:
+            super().run(work, progress)
 
+            def ask(do: str, **request: Any) -> Any:
+                raise SlmqError("here: cannot write in runs: no space left")
 
-class Seen(Remote):
-    """A machine that says something else of itself."""
+            self._agent.ask = ask  # type: ignore[method-assign]
 
-    def __init__(self, home: Path, **packages: str | None) -> None:
-        super().__init__(local(home, "board"))
-        self._said = packages
-
-    @property
-    def seen(self) -> Mapping[str, Any]:
-        found = super().seen
-        return {**found, "packages": {**found["packages"], **self._said}}
-
-
-def _place(bundle: Path, kind: str = "ort", engines: Path | None = None) -> Place:
-    document = manifest.read_bundle(bundle)
-    section = {**document["runtime"], "kind": kind, "minimum_version": "1.19"}
-    return Place(bundle, {**document, "runtime": section}, 1, engines)
-
-
-@pytest.mark.parametrize(
-    ("packages", "kind", "error", "text"),
-    [
-        ({"onnxruntime": None}, "ort", Unsupported, "no onnxruntime there: .*pip install onnx"),
-        ({"numpy": None}, "ort", Unsupported, "no numpy there"),
-        ({"onnxruntime": "1.16.3"}, "ort", SlmqError, "board: onnxruntime 1.16.3 is too old"),
-        ({"onnxruntime-gpu": "1.19"}, "ort", SlmqError, "board: onnxruntime and onnxruntime-gpu"),
-        ({"tensorrt": None}, "trt", Unsupported, "no tensorrt there: .*python3-libnvinfer"),
-        ({"tensorrt": "10.3"}, "trt", NotFound, "board: no GPU is seen there: slmq-edge doctor"),
-        ({}, "tpu", UsageError, "unknown runtime 'tpu'"),
-    ],
-)
-def test_what_cannot_run_there_is_not_sent(
-    packages: dict[str, str | None],
-    kind: str,
-    error: type[SlmqError],
-    text: str,
-    bundle: Path,
-    home: Path,
-) -> None:
-    with Seen(home, **packages) as machine, pytest.raises(error, match=text):
-        machine.device(_place(bundle, kind))
-    assert not (home / "store").exists()
-
-
-def test_the_default_number_of_threads_is_that_machine_s(home: Path) -> None:
-    with Remote(local(home)) as machine:
-        assert machine.cores() == len(os.sched_getaffinity(0))
+    said: list[str] = []
+    output = tmp_path / "run.json"
+    with Full(local(home), say=said.append) as machine:
+        inference.profile(bundle, WORK, output, Listener(), OPTIONS, machine=machine)
+    assert results.load(output).workload.repetitions == WORK.repetitions
+    assert "no space left; the same command would bring" in said[0]
 
 
 # --- the link

@@ -374,6 +374,9 @@ def test_windows_of_power_are_kept_raw_and_reported(tmp_path: Path) -> None:
     assert "Energy of the whole device (VDD_IN; idle 4.00 W)" in shown
     assert "12.0 W, 20.0 tok/J; above idle 30.0 tok/J (5 readings in 2.00 s)" in shown
     assert "9.00 W, 5.00 tok/J; above idle 9.00 tok/J" in shown
+    events[-1]["profile"] = {"kind": "cpu", "energy_of": "the processor packages"}
+    shown = render(_run([*events[:3], windows[0], *events[3:-1], *windows[1:], events[-1]]))
+    assert "Energy of the processor packages (VDD_IN; idle 4.00 W)" in shown
 
 
 def test_energy_that_was_not_told_says_why() -> None:
@@ -404,6 +407,23 @@ def test_states_are_kept_and_reported() -> None:
     assert "1020 MHz" in shown
     assert "tj: 48 at first, 61 degrees C at most" in shown
     assert "emc" not in shown
+
+
+def test_states_of_a_resumed_run_are_in_the_order_of_time() -> None:
+    first, second = _events()[:6], _events()
+    del second[5]  # the repetition that the first process took
+    events = [*first, *second]
+    for count, event in enumerate(events):
+        if event["event"] in ("load", "warmup", "repetition"):
+            event["state"] = {"throttling": {"oc3": count}, "clocks_hz": {"cpu": 1e9}}
+            if event["event"] == "load":
+                event["state"]["clocks_hz"] = {"cpu": 2e8}
+    run = _run(events)
+    counts = [state["throttling"]["oc3"] for state in run.states]
+    assert counts == sorted(counts)
+    assert [state["event"] for state in run.states].count("load") == 2
+    assert "clocks-unstable" not in {caveat.code for caveat in run.caveats}
+    assert "1000 MHz" in render(run)
 
 
 def test_a_second_attempt_replaces_the_first_which_is_kept_aside() -> None:

@@ -48,6 +48,7 @@ def test_local_is_a_target() -> None:
         ("http://board", "unknown scheme 'http'"),
         ("ssh://", "'' is not the name of a host"),
         ("ssh://-oProxyCommand=x", "is not the name of a host"),
+        ("ssh://me@", "'me@' is not the name of a host"),
         ("ssh://-l@board", "is not the name of a host"),
         ("ssh://board;ls", "is not the name of a host"),
         ("ssh://bo ard", "is not the name of a host"),

@@ -242,6 +242,15 @@ def test_the_latest_line_is_kept_and_the_process_ended() -> None:
     stats.close()
 
 
+def test_one_line_is_one_reading() -> None:
+    stats = replay("S16", "--after", "1", "--then", "hang")
+    try:
+        assert stats.start()
+        assert stats.watts() is stats.watts()
+    finally:
+        stats.close()
+
+
 def test_only_our_process_is_ended() -> None:
     others = subprocess.Popen([*REPLAY, "S15", "--interval", "10"], stdout=subprocess.DEVNULL)
     try:

@@ -23,6 +23,12 @@ from tests import toy_graph
 WORK = Workload(prompt_tokens=6, new_tokens=5, repetitions=6, warmups=1, threads=1)
 
 
+def _read(window: windows.Window) -> dict[str, Any]:
+    read = window._asdict()
+    del read["phase"]
+    return read
+
+
 def test_a_sampler_keeps_readings_with_their_stamps() -> None:
     clock = FakeClock()
     fake = Fake(["VDD_IN"], power=[{"VDD_IN": 1.0}, {"VDD_IN": None}, {"VDD_IN": 3.0, "X": 1.0}])
@@ -36,6 +42,33 @@ def test_a_sampler_keeps_readings_with_their_stamps() -> None:
     assert (window.seconds, window.rounds, window.tokens) == (0.75, 2, 10)
     assert window.total_rails == ("VDD_IN",)
     assert window.counter_joules is None
+
+
+def test_a_reading_that_has_not_changed_hands_counts_once() -> None:
+    """A tegrastats of a line a second is no dozen readings, however often it is asked."""
+    clock, line = FakeClock(), {"VDD_IN": 4.0}
+
+    class Slow(Fake):
+        def power(self) -> dict[str, float]:
+            return line
+
+    sampler = Sampler(Slow(["VDD_IN"]), clock)
+    for count in range(9):
+        line = line if count % 3 else {"VDD_IN": 4.0}
+        sampler.sample()
+        clock.advance(0.25)
+    window = sampler.window("idle", 0, 0)
+    assert window.seconds == 2.0
+    assert window.watts["VDD_IN"] == (4.0, None, None) * 3
+    assert "3 of 9 readings" in str(energy.joules(energy.Window(**_read(window))))
+
+
+def test_nothing_of_ours_runs_on_when_a_window_is_over() -> None:
+    fake = Fake(power=[{"a": 2.0}])
+    assert windows.has_meter(fake)
+    assert fake.rests == 1
+    windows.idle(fake, 0.01)
+    assert fake.rests == 2
 
 
 def test_a_counter_is_a_difference() -> None:
@@ -224,3 +257,19 @@ def test_a_snapshot_is_json_with_all_that_a_profile_tells() -> None:
         "system": {"load_average": 0.5},
     }
     assert around.snapshot(Fake())["mode"] is None
+
+
+def test_clocks_are_read_before_the_governor_notices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode may have to be asked of a program, which takes longer than a clock stays up."""
+    asked: list[str] = []
+    for name in ("clocks", "throttling", "temperatures", "system", "mode"):
+        reading = getattr(Fake, name)
+
+        def ask(self: Fake, name: str = name, reading: Any = reading) -> Any:
+            asked.append(name)
+            return reading(self)
+
+        monkeypatch.setattr(Fake, name, ask)
+    around.snapshot(Fake())
+    assert asked[:2] == ["clocks", "throttling"]
+    assert asked[-1] == "mode"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from slmq_edge.caveats import artifact, machine, repetitions
-from slmq_edge.caveats.evidence import IMPLAUSIBLE, Caveat, Evidence
+from slmq_edge.caveats.evidence import AT, IMPLAUSIBLE, Caveat, Evidence, worked
 
-__all__ = ["CHECKS", "IMPLAUSIBLE", "Caveat", "Evidence", "doubts"]
+__all__ = ["AT", "CHECKS", "IMPLAUSIBLE", "Caveat", "Evidence", "doubts", "worked"]
 
 # The gravest first.
 CHECKS: tuple[Callable[[Evidence], Caveat | None], ...] = (

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from slmq_edge.energy import Window
     from slmq_edge.results import Series
 
+AT = "event"  # in a state: the event of the journal that it belongs to
+LOAD = "load"
 IMPLAUSIBLE = "implausible"  # the code of a figure beyond what its device can do
 
 
@@ -33,3 +35,8 @@ class Evidence:
     probe: Mapping[str, Any] | None
     states: tuple[Mapping[str, Any], ...] = ()
     power: Mapping[str, Window] | None = None
+
+
+def worked(state: Mapping[str, Any]) -> bool:
+    """Whether a state was seen behind a round; before loading, a machine is at rest."""
+    return bool(state.get(AT) != LOAD)

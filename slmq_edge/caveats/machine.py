@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slmq_edge.caveats.evidence import Caveat, Evidence
+from slmq_edge.caveats.evidence import Caveat, Evidence, worked
 from slmq_edge.profiles.board import STATE
 
 BUSY = 0.5  # other tasks per core at the start
@@ -58,10 +59,12 @@ def governor_saves_power(seen: Evidence) -> Caveat | None:
 def throttled(seen: Evidence) -> Caveat | None:
     """Counters since boot that rose, or states that were on behind any round."""
     rose: dict[str, int] = {}
-    seen_by = [state.get("throttling") or {} for state in seen.states]
-    for cause in sorted({name for one in seen_by for name in one}):
-        values = [one[cause] for one in seen_by if one.get(cause) is not None]
-        change = max(values, default=0) if cause.endswith(STATE) else _rise(values)
+    for cause in sorted({name for one in seen.states for name in one.get("throttling") or {}}):
+        stretches = _stretches(seen.states, cause)
+        if cause.endswith(STATE):
+            change = max((max(values) for values in stretches), default=0)
+        else:
+            change = sum(map(_rise, stretches))
         if change > 0:
             rose[cause] = change
     if not rose:
@@ -75,8 +78,21 @@ def throttled(seen: Evidence) -> Caveat | None:
     )
 
 
+def _stretches(states: tuple[Mapping[str, Any], ...], cause: str) -> list[list[int]]:
+    """What a cause counted, process by process: in between, there may have been a reboot."""
+    found: list[list[int]] = []
+    for state in states:
+        if not found or not worked(state):
+            found.append([])
+        count = (state.get("throttling") or {}).get(cause)
+        if count is not None:
+            found[-1].append(count)
+    return [values for values in found if values]
+
+
 def _rise(values: list[int]) -> int:
-    return values[-1] - values[0] if values else 0
+    """Each rise by itself: what a firmware remembers since boot, another may have it forget."""
+    return sum(max(after - before, 0) for before, after in itertools.pairwise(values))
 
 
 def mode_not_maximum(seen: Evidence) -> Caveat | None:
@@ -111,7 +127,7 @@ def mode_not_maximum(seen: Evidence) -> Caveat | None:
 def clocks_unstable(seen: Evidence) -> Caveat | None:
     """Behind the rounds, not before loading: a clock at rest is no clock under work."""
     spreads: dict[str, float] = {}
-    for domain, values in _clocks(seen.states[1:]):
+    for domain, values in _clocks(tuple(filter(worked, seen.states))):
         if len(values) > 1 and max(values) > 0:
             spreads[domain] = 1 - min(values) / max(values)
     wide = {domain: spread for domain, spread in spreads.items() if spread > CLOCK_SPREAD}

@@ -92,6 +92,6 @@ def resumed(seen: Evidence) -> Caveat | None:
         return None
     return Caveat(
         "resumed",
-        f"the repetitions were taken by {processes} processes, one after the other",
+        f"this was measured by {processes} processes, one after the other",
         {"processes": processes},
     )

@@ -10,6 +10,7 @@ import typer
 from slmq_edge.errors import SlmqError
 
 if TYPE_CHECKING:
+    from slmq_edge.diagnosis import Finding
     from slmq_edge.remote.target import Target
 
 SECONDS = 900.0  # a board that builds TensorRT engines for small products takes minutes
@@ -25,7 +26,9 @@ def doctor(
             help="local, ssh://user@host:port, or a TOML file that names several boards.",
         ),
     ] = "local",
-    as_json: Annotated[bool, typer.Option("--json", help="Everything found, as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="All that is found, as JSON; a list for a TOML file.")
+    ] = False,
 ) -> None:
     """Say what of a machine works: by running it, not by what is listed.
 
@@ -43,22 +46,34 @@ def doctor(
       slmq-edge doctor --device boards.toml
       slmq-edge doctor --json | jq '.findings[] | select(.state != "ok")'
     """
-    from slmq_edge.remote.inventory import targets
+    from slmq_edge.remote.inventory import is_inventory, targets
+    from slmq_edge.reports import doctor as report
 
-    where = targets(device)
-    problems = [problem for one in where if (problem := _look(one, as_json)) is not None]
+    looked, problems = [], []
+    for number, one in enumerate(targets(device)):
+        document, found, problem = _look(one)
+        looked.append((one.name, document, found, problem))
+        if problem is not None:
+            problems.append(problem)
+        if document is not None and not as_json:
+            typer.echo(("\n" if number else "") + report.render(document, found), nl=False)
+    if as_json and is_inventory(device):
+        typer.echo(report.several_json(looked), nl=False)
+    elif as_json and (document := looked[0][1]) is not None:
+        typer.echo(report.to_json(document, looked[0][2]), nl=False)
     for problem in problems[:-1]:
         typer.echo(f"error: {problem}", err=True)
     if problems:
         raise problems[-1]
 
 
-def _look(target: Target, as_json: bool) -> SlmqError | None:
-    """Print what is found on one machine; return what is in the way there."""
+def _look(
+    target: Target,
+) -> tuple[Mapping[str, Any] | None, tuple[Finding, ...], SlmqError | None]:
+    """What one machine says, what that means, and what is in the way there."""
     from slmq_edge import installed
     from slmq_edge.diagnosis import findings, obstacle
     from slmq_edge.remote.target import LOCAL
-    from slmq_edge.reports import doctor as report
     from slmq_edge.runner.doctor import examine
 
     local = target.transport == LOCAL
@@ -66,12 +81,12 @@ def _look(target: Target, as_json: bool) -> SlmqError | None:
     try:
         document = examine() if local else _asked(target)
     except SlmqError as error:
-        return error
+        return None, (), error
     found = (*findings(document, local), *(installed.findings() if local else ()))
-    write = report.to_json if as_json else report.render
-    typer.echo(write(document, found), nl=False)
     problem = obstacle(found, local)
-    return problem if problem is None or local else type(problem)(f"{target.name}: {problem}")
+    if problem is not None and not local:
+        problem = type(problem)(f"{target.name}: {problem}")
+    return document, found, problem
 
 
 def _asked(target: Target) -> Mapping[str, Any]:

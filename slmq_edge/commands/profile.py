@@ -10,14 +10,16 @@ import typer
 from slmq_edge.commands.rounds import Event, Rounds
 
 if TYPE_CHECKING:
-    from slmq_edge.remote.inventory import Outcome
     from slmq_edge.remote.target import Target
     from slmq_edge.results import Run
     from slmq_edge.tracks.measuring import Asked
 
 
 def profile(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by slmq-edge export.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(show_default=False, help="Folder written by slmq-edge export."),
+    ] = None,
     prompt_tokens: Annotated[
         int, typer.Option("-p", "--prompt-tokens", min=1, help="Length of the prompt.")
     ] = 128,
@@ -29,7 +31,11 @@ def profile(
     ] = 10,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Default: NAME-run.json in this folder."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Default: NAME-run.json in this folder; of an inventory, NAME-BOARD-run.json.",
+        ),
     ] = None,
     device: Annotated[
         str,
@@ -46,7 +52,9 @@ def profile(
     ] = None,
     power_seconds: Annotated[
         float,
-        typer.Option(min=0, help="Least length of an idle, prefill, decode window; 0: no energy."),
+        typer.Option(
+            min=0, max=600, help="Least length of an idle, prefill, decode window; 0: no energy."
+        ),
     ] = 2.0,
     power_source: Annotated[
         str | None,
@@ -54,14 +62,17 @@ def profile(
     ] = None,
     cool_down: Annotated[
         float,
-        typer.Option(min=0, help="Longest wait, in seconds, before a repetition while warmer."),
+        typer.Option(
+            min=0, max=3600, help="Longest wait, in seconds, before a repetition while warmer."
+        ),
     ] = 0.0,
     once: Annotated[
         bool,
         typer.Option("--once", help="Take repetitions that are not steady no second time."),
     ] = False,
     deadline: Annotated[
-        float, typer.Option(min=0.01, help="Hours after which a board ends the job by itself.")
+        float,
+        typer.Option(min=0.01, max=1000, help="Hours after which a board ends the job by itself."),
     ] = 6.0,
     reconnect_limit: Annotated[
         float, typer.Option(min=0, help="Minutes for which a lost link is put up with.")
@@ -83,7 +94,7 @@ def profile(
         ),
     ] = False,
     stop: Annotated[
-        bool, typer.Option("--stop", help="End the job that runs on --device, and leave.")
+        bool, typer.Option("--stop", help="End what runs on --device, of any bundle, and leave.")
     ] = False,
 ) -> None:
     """Measure a bundle: tokens per second, memory by phase, energy, time to load.
@@ -115,32 +126,36 @@ def profile(
       slmq-edge profile smollm-w8a8 --json | jq .series.decode_seconds.values
       slmq-edge profile smollm-w8a8 --device ssh://me@orin.local
       slmq-edge profile smollm-w8a8 --device boards.toml
+      slmq-edge profile --device boards.toml --stop
       slmq-edge profile smollm-trt --runtime trt
     """
     from slmq_edge.errors import UsageError
     from slmq_edge.files import check_output, existing
-    from slmq_edge.remote.inventory import targets
+    from slmq_edge.remote.inventory import is_inventory, targets
 
     where = targets(device)
     if stop:
         _stop(where)
         return
+    if bundle is None:
+        raise UsageError("name a bundle to measure: a folder written by slmq-edge export")
     existing(bundle, "bundle")
-    several = len(where) > 1 or device.endswith(".toml")
+    several, named = len(where) > 1, is_inventory(device)
     if several and output is not None:
         raise UsageError("-o is of one machine: with several, files are named after the boards")
-    if engines is not None and not engines.is_absolute() and where[0].transport != "local":
+    remote = any(one.transport != "local" for one in where)
+    if engines is not None and not engines.is_absolute() and remote:
         raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
     stem = bundle.absolute().name
     outputs = {
-        one.name: output or Path(f"{stem}-{one.name}-run.json" if several else f"{stem}-run.json")
+        one.name: output or Path(f"{stem}-{one.name}-run.json" if named else f"{stem}-run.json")
         for one in where
     }
     for path in outputs.values():
         check_output(path, force)
 
     from slmq_edge.tracks.inference import Options
-    from slmq_edge.tracks.measuring import Asked
+    from slmq_edge.tracks.measuring import Asked, admit
 
     options = Options(
         allow_inexact, runtime, engines, power_seconds, cool_down, _source(power_source), not once
@@ -154,8 +169,9 @@ def profile(
         reconnect_limit * 60,
         deadline * 3600,
     )
+    admit(asked)
     if several:
-        _measure_all(where, asked, outputs)
+        _measure_all(where, asked, outputs, as_json)
         return
     run = _measure_one(where[0], asked, outputs[where[0].name])
     _print(run, as_json)
@@ -175,33 +191,25 @@ def _measure_one(target: Target, asked: Asked, output: Path) -> Run:
         return measure_on(target, asked, output, show)
 
 
-def _measure_all(where: tuple[Target, ...], asked: Asked, outputs: dict[str, Path]) -> None:
+def _measure_all(
+    where: tuple[Target, ...], asked: Asked, outputs: dict[str, Path], as_json: bool
+) -> None:
     """Side by side; a line for each of what became of it, and exit code 1 if any failed."""
     from slmq_edge.remote.inventory import side_by_side
+    from slmq_edge.reports import inventory as report
     from slmq_edge.tracks.measuring import measure_on
 
     with Rounds([one.name for one in where], asked.rounds) as bars:
         outcomes = side_by_side(
             where, lambda one, show: measure_on(one, asked, outputs[one.name], show), bars.show
         )
-    width = max(len(one.name) for one in outcomes)
+    write = report.to_json if as_json else report.render
+    typer.echo(write(outcomes, outputs), nl=False)
     for outcome in outcomes:
-        typer.echo(f"{outcome.name:<{width}}  {_became(outcome, outputs)}")
+        if outcome.run is None:
+            typer.echo(f"error: {report.failure(outcome)}", err=True)
     if any(outcome.run is None for outcome in outcomes):
         raise typer.Exit(1)
-
-
-def _became(outcome: Outcome, outputs: dict[str, Path]) -> str:
-    from slmq_edge.reports.format import rate_text
-
-    if outcome.run is None:
-        return f"failed: {outcome.error}"
-    prefill, decode = (
-        rate_text(series.median) for series in (outcome.run.prefill_rate, outcome.run.decode_rate)
-    )
-    doubts = ", ".join(caveat.code for caveat in outcome.run.caveats)
-    said = f"; {doubts}" if doubts else ""
-    return f"prefill {prefill}, decode {decode}{said}; {outputs[outcome.name]}"
 
 
 def _print(run: Run, as_json: bool) -> None:
@@ -233,11 +241,22 @@ def _source(name: str | None) -> str | None:
 
 
 def _stop(where: tuple[Target, ...]) -> None:
-    from slmq_edge.errors import UsageError
+    """On every board, whatever becomes of the others; the last error is the command's."""
+    from slmq_edge.errors import NotFound, SlmqError, UsageError
     from slmq_edge.remote.run import Remote
 
+    if any(target.transport == "local" for target in where):
+        raise UsageError("--stop is of boards: on this machine, Ctrl-C ends what runs")
+    errors: list[SlmqError] = []
     for target in where:
-        if target.transport == "local":
-            raise UsageError("--stop is of a board: here, Ctrl-C ends what runs")
-        with Remote(target) as machine:
-            typer.echo(f"{target.name}: job {machine.stop()} is ended", err=True)
+        try:
+            with Remote(target) as machine:
+                typer.echo(f"{target.name}: job {machine.stop()[:12]} is told to end", err=True)
+        except NotFound:
+            typer.echo(f"{target.name}: nothing runs there", err=True)
+        except SlmqError as error:
+            errors.append(error)
+    for earlier in errors[:-1]:
+        typer.echo(f"error: {earlier}", err=True)
+    if errors:
+        raise errors[-1]

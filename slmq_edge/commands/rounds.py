@@ -23,13 +23,14 @@ STAGES: dict[str, Callable[[Event], str]] = {  # event -> what is being done fro
     "failed": lambda event: "failed",
     "end": lambda event: "done",
 }
-COUNTED = ("warmup", "repetition")
 
 
 class Rounds:
     """A bar for each name, fed by `show` with the events of a journal, from any thread.
 
-    An upload has the bar to itself; then it is that of warm-ups and repetitions.
+    An upload has the bar to itself; then it is that of warm-ups and repetitions. Every process
+    warms up anew, and a second try begins with none. Where stderr is no terminal there are no bars
+    but a line for every stage, and for every tenth of the repetitions.
     """
 
     def __init__(self, names: Sequence[str], rounds: int) -> None:
@@ -45,35 +46,60 @@ class Rounds:
             for name in names
         }
         self._uploading = dict.fromkeys(names, False)
+        self._warmed, self._taken = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+        self._said = dict.fromkeys(names, "")
 
     def __enter__(self) -> Rounds:
-        self._progress.start()
+        if self._progress.console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.console.is_terminal:
+            self._progress.stop()
 
     def show(self, name: str, event: Event) -> None:
         task, kind = self._tasks[name], event["event"]
         if kind == "note":
             self.say(self._text(name, event["text"]))
-            self._progress.update(task, advance=event.get("done", 0))
-        if kind not in STAGES:
-            return
         if kind == "upload":
             self._uploading[name] = True
             self._progress.update(task, total=event["total_bytes"], completed=event["bytes"])
-        elif self._uploading[name]:
+        elif self._uploading[name] and kind in STAGES:
             self._uploading[name] = False
             self._progress.reset(task, total=self._rounds)
+        self._count(name, event)
+        if not self._uploading[name]:
+            done = self._warmed[name] + self._taken[name]
+            self._progress.update(task, completed=min(done, self._rounds))
+        if kind in STAGES:
+            text = self._text(name, STAGES[kind](event))
+            self._progress.update(task, description=text)
+            if not self._progress.console.is_terminal:
+                self._tell(name, kind, text)
+
+    def _tell(self, name: str, kind: str, text: str) -> None:
+        """A line where something new begins."""
+        tenth = max(self._rounds // 10, 1)
+        if kind == "failed" or (kind == "repetition" and self._taken[name] % tenth):
+            return
+        if text != self._said[name]:
+            self._said[name] = text
+            self.say(text)
+
+    def _count(self, name: str, event: Event) -> None:
+        kind = event["event"]
+        if kind in ("begin", "again"):
+            self._warmed[name] = 0
         if kind == "again":
-            self._progress.reset(task, total=self._rounds)
-        text = self._text(name, STAGES[kind](event))
-        self._progress.update(task, description=text, advance=1 if kind in COUNTED else 0)
+            self._taken[name] = 0
+        self._warmed[name] += kind == "warmup"
+        counted = kind in ("note", "kept")
+        self._taken[name] += event.get("done", 0) if counted else kind == "repetition"
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _text(self, name: str, text: str) -> str:
-        return f"{name}: {text}" if self._several else text
+        return f"{name}: {text.removeprefix(f'{name}: ')}" if self._several else text

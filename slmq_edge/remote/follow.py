@@ -22,8 +22,8 @@ from slmq_edge.runner import journal
 Progress = Callable[[Mapping[str, Any]], None]
 
 RUNNING = "running"
-# Seconds that the device may wait with each answer: a bar that moves at first, then quiet.
-WAITS: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0, 5.0)
+# Seconds that the device may wait with each answer: it is checking at first, and then measures.
+WAITS: tuple[float, ...] = (2.0, 5.0)
 LONGEST_WAIT = 10.0
 
 
@@ -45,7 +45,13 @@ class Copy:
 
     @property
     def repetitions(self) -> int:
+        """Those that count: of the last try."""
         return self._repetitions
+
+    @property
+    def taken(self) -> int:
+        """All that were taken, of whichever try."""
+        return self._taken
 
     def append(self, text: str) -> list[dict[str, Any]]:
         """Keep the next whole lines; return their events.
@@ -93,7 +99,8 @@ class Copy:
             self._stream.close()
             raise
         lines = self.path.read_bytes().splitlines(keepends=True)[: len(events)]
-        self._digest, self._size, self._repetitions = hashlib.sha256(), 0, 0
+        self._digest, self._size = hashlib.sha256(), 0
+        self._repetitions = self._taken = 0
         self._count(lines, events)
         self._stream.truncate(self._size)
 
@@ -107,34 +114,46 @@ class Copy:
         for line in lines:
             self._digest.update(line)
             self._size += len(line)
-        self._repetitions += sum(event["event"] == "repetition" for event in events)
+        for event in events:
+            is_one = event["event"] == "repetition"
+            self._taken += is_one
+            self._repetitions = 0 if event["event"] == "again" else self._repetitions + is_one
 
 
 def waits() -> Iterator[float]:
     return itertools.chain(WAITS, itertools.repeat(LONGEST_WAIT))
 
 
-def follow(agent: Agent, run: str, copy: Copy, progress: Progress) -> dict[str, Any]:
+def follow(
+    agent: Agent, run: str, copy: Copy, progress: Progress, first: bool = True
+) -> dict[str, Any]:
     """Bring a run's journal home as it grows; return its last state, when it runs no more.
 
     Args:
         agent: whom to ask there.
         run: its id.
         copy: what is here already; only what is new is passed on.
-        progress: told of every event that comes, and of the runner's notes.
+        progress: told of every event that comes, of the runner's notes, and of ``kept``: done,
+            how many repetitions were here before.
+        first: whether nothing has been told of this run yet.
 
     Raises:
         LinkLost: the link stayed away; the run does not mind. Damaged: what came is not what is
             there.
     """
     heard, waiting = 0, waits()
-    wait = 0.0
+    wait, told = 0.0, 0
     while True:
         asked = {"offset": copy.size, "sha256": copy.sha256, "heard": heard, "wait_seconds": wait}
         answer = agent.ask("poll", id=run, **asked)
         if answer["offset"] != copy.size:
-            progress(note(f"the journal here is of another run: it is kept in {copy.path}.old"))
+            said = f"the journal here is of another run: it is put aside as {copy.path.name}.old"
+            progress(note(said, -told))
             copy.begin_anew()
+        elif first and copy.repetitions:
+            told = copy.repetitions
+            progress({"event": "kept", "done": told})
+        first = False
         for event in copy.append(answer["journal"]):
             progress(event)
         for said in answer["notes"]:
@@ -149,5 +168,5 @@ def follow(agent: Agent, run: str, copy: Copy, progress: Progress) -> dict[str, 
 
 
 def note(text: str, done: int = 0) -> dict[str, Any]:
-    """What is told beside the events. done: repetitions that were here before."""
+    """What is told beside the events. done: repetitions that were here before; < 0: are no more."""
     return {"event": "note", "text": text, "done": done}

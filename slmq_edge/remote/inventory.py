@@ -30,6 +30,7 @@ REQUIRED, OPTIONAL = ("name", "device"), ("python", "home", "config")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 GOES_ON = "what was started there goes on by itself: the same command follows it, --stop ends it"
+ENDED = "what ran here is ended, and what it has measured is kept: the same command goes on"
 
 Work = Callable[[Target, Progress], Run]
 
@@ -49,9 +50,16 @@ def targets(device: str) -> tuple[Target, ...]:
     Raises:
         UsageError: it names none, or the inventory is not one; NotFound: there is no such file.
     """
-    if "://" in device or not device.endswith(SUFFIX):
-        return (target.parse(device),)
-    return read(Path(device))
+    if is_inventory(device):
+        return read(Path(device))
+    if "://" not in device and device != target.LOCAL and Path(device).is_file():
+        raise UsageError(f"{device} is a file: one that names boards ends with {SUFFIX}")
+    return (target.parse(device),)
+
+
+def is_inventory(device: str) -> bool:
+    """Whether ``--device`` names a file of boards, even of one, and not a machine."""
+    return "://" not in device and device.endswith(SUFFIX)
 
 
 def read(path: Path) -> tuple[Target, ...]:
@@ -120,7 +128,8 @@ def side_by_side(
     except KeyboardInterrupt:
         for board in boards:
             if board.name not in found:
-                show(board.name, note(f"{board.name}: {GOES_ON}"))
+                said = ENDED if board.transport == target.LOCAL else GOES_ON
+                show(board.name, note(f"{board.name}: {said}"))
         raise
     outcomes = [found[board.name] for board in boards]
     for outcome in outcomes:

@@ -70,6 +70,7 @@ class Remote:
         )
         self._seen: dict[str, Any] | None = None
         self._run: str | None = None
+        self._started = False
         self._progress: Progress | None = None
 
     def __enter__(self) -> Remote:
@@ -112,20 +113,17 @@ class Remote:
             folder = self._push(work, progress)
             self._run = run_id(work)
             with Copy(work.journal) as copy:
-                if copy.repetitions:
-                    had = f"{copy.repetitions} repetitions are here already"
-                    progress(note(f"going on: {had}", copy.repetitions))
                 self._measure(work, folder, copy, progress)
         finally:
             self._progress = None
 
     def forget(self) -> None:
-        """See `tracks.inference.Machine`. What was measured is here: a lost link is no failure."""
+        """See `tracks.inference.Machine`. What was measured is here: what fails now is a note."""
         if self._run is None:
             return
         try:
             self._agent.ask("forget", id=self._run)
-        except LinkLost as error:
+        except SlmqError as error:
             self._tell(f"{error}; the same command would bring the same figures home once more")
 
     def stop(self) -> str:
@@ -149,20 +147,23 @@ class Remote:
 
     def _measure(self, work: job.Job, folder: str, copy: Copy, progress: Progress) -> None:
         """Start the job and follow it; again where it was lost, as long as that gets on."""
-        left = RESTARTS
+        left, first = RESTARTS, True
         while True:
-            before = copy.repetitions
+            before = copy.taken
             try:
                 self._start(work, folder)
-                ended = follow(self._agent, run_id(work), copy, progress)
+                ended = follow(self._agent, run_id(work), copy, progress, first)
+                first = False
             except LinkLost as error:
                 raise LinkLost(f"{error}; {self._goes_on()}") from error
             except KeyboardInterrupt:
-                progress(note(self._goes_on() + ", --stop ends it"))
+                started = self._started
+                said = self._goes_on() + ", --stop ends it" if started else "nothing was started"
+                progress(note(said))
                 raise
             if ended["state"] == DONE:
                 return
-            left = RESTARTS if copy.repetitions > before else left - 1
+            left = RESTARTS if copy.taken > before else left - 1
             if ended["state"] != LOST or left <= 0:
                 raise self._failure(ended, copy)
             progress(note(f"{self._target.name}: {ended['text']}; starting the job again"))
@@ -178,14 +179,18 @@ class Remote:
         )
         if answer["state"] == BUSY:
             raise SlmqError(_busy(self._target.name, answer["holder"]))
+        self._started = True
+        if answer.get("attached") and self._progress is not None:
+            self._progress(note("following the job that runs there"))
 
     def _goes_on(self) -> str:
-        return f"the job on {self._target.name} goes on by itself: the same command follows it"
+        name = self._target.name
+        return f"what was started on {name} goes on by itself: the same command follows it"
 
     def _failure(self, ended: Mapping[str, Any], copy: Copy) -> Exception:
         """What ended the job: its own refusal, its device, or our bug."""
         name, refusal = self._target.name, ended.get("refusal")
-        if ended["state"] == FAILED and not copy.repetitions:
+        if ended["state"] == FAILED and not copy.taken:
             copy.path.unlink()  # nothing was measured: nothing is to be gone on from
             self.forget()
         if ended["state"] == FAILED and refusal is not None:

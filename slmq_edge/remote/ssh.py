@@ -20,7 +20,7 @@ from pathlib import Path
 from slmq_edge.errors import SlmqError
 from slmq_edge.remote.refusals import refusal
 from slmq_edge.remote.target import Target
-from slmq_edge.remote.transport import Done, LinkLost, end, execute
+from slmq_edge.remote.transport import Done, LinkLost, execute, started
 
 FAILED = 255  # ssh's own code for its own failures
 # Fixed: what is to be run comes as arguments. 255 stays ssh's alone, so that it has one meaning,
@@ -142,21 +142,11 @@ class SshTransport:
         with self._named(), tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as said:
             asked.write("".join(f"{line}\n" for line in batch).encode())
             asked.seek(0)
-            with subprocess.Popen(
-                command,
-                stdin=asked,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                cwd=stage,
-                start_new_session=True,
-            ) as child:
-                try:
-                    while _runs(child):
-                        with contextlib.suppress(LinkLost):  # sftp will tell
-                            look()
-                except BaseException:
-                    end(child)
-                    raise
+            quiet = subprocess.DEVNULL
+            with started(command, stdin=asked, stdout=quiet, stderr=said, cwd=stage) as child:
+                while _runs(child):
+                    with contextlib.suppress(LinkLost):  # sftp will tell
+                        look()
             said.seek(0)
             return child.returncode, said.read().decode("utf-8", "replace")
 

@@ -13,7 +13,7 @@ LOCAL: Literal["local"] = "local"
 SSH: Literal["ssh"] = "ssh"
 FORMS = f"{LOCAL} or {SSH}://user@host:port"
 # Nothing that ssh could take for an option, sftp for a path, or a shell for anything.
-HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:%-]*")
+HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:%-]*(?<!@)")
 AUTHORITY = re.compile(
     r"(?:(?P<user>[^@]*)@)?(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:]*))(?::(?P<port>[^:]*))?"
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from slmq_edge.errors import SlmqError
 from slmq_edge.remote.target import LOCAL, Target
@@ -108,18 +109,41 @@ def execute(
         OSError: it cannot be started.
     """
     pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=env, start_new_session=True
-    ) as child:
-        try:
+    try:
+        with started(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=env) as child:
             stdout, stderr = child.communicate(stdin, timeout)
-        except BaseException as error:
-            end(child)
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise LinkLost(f"no answer within {timeout:.0f} s") from error
-            raise
+    except subprocess.TimeoutExpired as error:
+        raise LinkLost(f"no answer within {timeout:.0f} s") from error
     code = child.returncode if child.returncode >= 0 else OF_SIGNAL - child.returncode
     return Done(code, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of this machine in a session of its own: Ctrl-C reaches us alone.
+
+    It ends with the block, and with us: threads of several boards are left where they are by
+    Ctrl-C, and what they have started must not go on sending.
+    """
+    with subprocess.Popen(command, start_new_session=True, **options) as child:
+        _CHILDREN.add(child)
+        try:
+            yield child
+        except BaseException:
+            end(child)
+            raise
+        finally:
+            _CHILDREN.discard(child)
+
+
+def end_all() -> None:
+    """End all that is started still."""
+    for child in tuple(_CHILDREN):
+        end(child)
+
+
+_CHILDREN: set[subprocess.Popen[bytes]] = set()
+atexit.register(end_all)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,7 @@ from slmq_edge.errors import Damaged, SlmqError
 from slmq_edge.files import existing_bundle
 from slmq_edge.remote.agent import Agent
 from slmq_edge.remote.transport import LinkLost, Transport
-from slmq_edge.runner.manifest import BUNDLE_FILE, entries, sha256
+from slmq_edge.runner.manifest import BUNDLE_FILE, entries, sha256, verify
 
 BATCH_BYTES = 1 << 20  # small files go together; a claim on them does not last long
 ATTEMPTS = 3  # at a file that arrives damaged
@@ -29,6 +29,9 @@ class File(NamedTuple):
 def push(agent: Agent, transport: Transport, bundle: Path, progress: Progress) -> str:
     """Bring a bundle to a device; return its folder there.
 
+    It is verified here first: what the device has of the same manifest may be whole where this is
+    not, and its figures would be those of another file.
+
     Args:
         agent: whom to ask there.
         transport: the way there.
@@ -39,6 +42,7 @@ def push(agent: Agent, transport: Transport, bundle: Path, progress: Progress) -
         SlmqError: the bundle is damaged, the disk there is full, or the link stays away; what has
             arrived is kept there, and the next push goes on from it.
     """
+    verify(bundle, existing_bundle(bundle)["files"])
     files = _files_of(bundle)
     upload = _Upload(agent, transport, files, progress)
     for batch in _batches(upload.missing(), files):

@@ -14,22 +14,19 @@ Rows = list[tuple[str, str]]
 
 def asked(card: Card) -> Rows:
     """What every decoded token costs, whatever runs it."""
-    whole = card.macs_per_token
-    integer = card.linears.integer + card.head.integer
     kv = f"weights {bytes_text(card.read_bytes)}, KV {bytes_text(card.kv_bytes)}"
-    share = f", {share_text(integer / whole)} in int8" if whole else ""
     return [
         ("read per token", f"{bytes_text(card.bytes_per_token)} ({kv} at depth {card.depth:.0f})"),
-        ("work per token", f"{count_text(whole)} multiply-adds{share}"),
+        ("work per token", f"{count_text(card.macs_per_token)} multiply-adds"),
     ]
 
 
 def allowed(limits: Ceilings) -> Rows:
     """The lowest ceiling of each phase; or why there is none."""
-    return [
-        ("decode at most", _binding(limits.decode)),
-        ("prefill at most", _binding(limits.prefill)),
-    ]
+    decode, prefill = _binding(limits.decode), _binding(limits.prefill)
+    if decode == prefill:
+        return [("speed at most", decode)]
+    return [("decode at most", decode), ("prefill at most", prefill)]
 
 
 def reached(card: Card, limits: Ceilings, facts: Mapping[str, Any], rates: Rates) -> Rows:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slmq_edge.diagnosis import Finding, targets
+from slmq_edge.errors import SlmqError
 
 MARKS = {"ok": " ", "absent": "-", "doubtful": "!", "missing": "X"}
 LEGEND = "- not here   ! look at it   X in the way"
@@ -23,9 +24,30 @@ def render(document: Mapping[str, Any], found: Sequence[Finding]) -> str:
 
 
 def to_json(document: Mapping[str, Any], found: Sequence[Finding]) -> str:
+    return json.dumps(_told(document, found), indent=2) + "\n"
+
+
+def several_json(
+    looked: Iterable[tuple[str, Mapping[str, Any] | None, Sequence[Finding], SlmqError | None]],
+) -> str:
+    """Machines of an inventory -> a list of their documents, each with its ``name`` and ``error``.
+
+    A machine that could not be looked at has no more than these two.
+    """
+    listed = [
+        {
+            "name": name,
+            "error": None if problem is None else str(problem),
+            **({} if document is None else _told(document, found)),
+        }
+        for name, document, found, problem in looked
+    ]
+    return json.dumps(listed, indent=2) + "\n"
+
+
+def _told(document: Mapping[str, Any], found: Sequence[Finding]) -> dict[str, Any]:
     listed = [dataclasses.asdict(one) for one in found]
-    told = {**document, "findings": listed, "targets": targets(document)}
-    return json.dumps(told, indent=2) + "\n"
+    return {**document, "findings": listed, "targets": targets(document)}
 
 
 def _verdict(document: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slmq_edge import bounds, energy
+from slmq_edge.caveats import worked
 from slmq_edge.reports import bounds as bound_rows
 from slmq_edge.reports.format import (
     bytes_text,
@@ -81,12 +82,12 @@ def _bounds(run: Run) -> list[tuple[str, str]]:
 def _speed(run: Run) -> list[tuple[str, str]]:
     work, series = run.workload, run.series
     first = series["prefill_seconds"]
-    wait, spread = seconds_text(first.median), seconds_text(first.spread)
+    wait = seconds_text(first.median) + _around(first, seconds_text(first.spread))
     return [
         (f"prefill, {work.prompt_tokens} tokens", _rate(run.prefill_rate)),
         (
             "time to first token",
-            f"{wait} [{spread}]",
+            wait,
         ),
         (f"decode, {work.new_tokens} tokens", _rate(run.decode_rate)),
         ("load", f"{seconds_text(series['load_seconds'].median)} (files cached)"),
@@ -100,7 +101,12 @@ def _threads(run: Run) -> str:
 
 
 def _rate(series: Series) -> str:
-    return f"{rate_text(series.median)} [{rate_text(series.spread)}]"
+    return rate_text(series.median) + _around(series, rate_text(series.spread))
+
+
+def _around(series: Series, spread: str) -> str:
+    """The spread in brackets; a single value has none."""
+    return f" [{spread}]" if len(series.values) > 1 else ""
 
 
 def _memory(run: Run) -> list[tuple[str, str]]:
@@ -130,7 +136,8 @@ def _energy(run: Run) -> list[str]:
     sources = {one.source for one in found.values() if isinstance(one, energy.Energy)}
     rest = next((one.idle_watts for one in found.values() if isinstance(one, energy.Energy)), None)
     idle = "" if rest is None else f"; idle {watts_text(rest)}"
-    title = f"Energy of the whole device ({', '.join(sources) or 'not told'}{idle})"
+    whole = (run.environment.get("profile") or {}).get("energy_of", "the whole device")
+    title = f"Energy of {whole} ({', '.join(sources) or 'not told'}{idle})"
     return [section(title, [(phase, _energy_text(one)) for phase, one in found.items()])]
 
 
@@ -149,8 +156,7 @@ def _machine(run: Run) -> list[str]:
     rows = []
     if mode := run.environment.get("power_mode"):
         rows.append(("power mode", str(mode)))
-    behind = run.states[1:] or run.states
-    clocks = _told(behind, "clocks_hz")
+    clocks = _told(filter(worked, run.states), "clocks_hz")
     for domain, values in clocks.items():
         rows.append((f"clock, {domain}", f"{statistics.median(values) / 1e6:.0f} MHz"))
     heat = _told(run.states, "temperatures_celsius")

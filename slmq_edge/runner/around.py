@@ -17,14 +17,15 @@ STEP_SECONDS = 0.5
 
 def snapshot(profile: Profile) -> dict[str, Any]:
     """Read all of it once. mode: ``{"name", "id"}`` or None; units as `Profile` has them."""
-    mode = profile.mode()
-    return {
+    seen: dict[str, Any] = {  # in this order: what changes soonest first, the mode by a process
         "clocks_hz": dict(profile.clocks()),
-        "temperatures_celsius": dict(profile.temperatures()),
         "throttling": dict(profile.throttling()),
-        "mode": None if mode is None else {"name": mode.name, "id": mode.id},
+        "temperatures_celsius": dict(profile.temperatures()),
         "system": dict(profile.system()),
     }
+    mode = profile.mode()
+    seen["mode"] = None if mode is None else {"name": mode.name, "id": mode.id}
+    return seen
 
 
 def hottest(temperatures: Mapping[str, float | None]) -> float | None:

@@ -52,6 +52,7 @@ def _put(path: str, digest: str, payload: str) -> bool:
     if hashlib.sha256(content).hexdigest() != digest:
         return False
     folder = os.path.dirname(path)
+    os.makedirs(os.path.dirname(folder), 0o700, exist_ok=True)  # programs and models are ours alone
     os.makedirs(folder, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=folder)
     try:

@@ -32,7 +32,7 @@ class Answers(NamedTuple):
 
 def trial(words: Sequence[str], seconds: float = SECONDS) -> Answers:
     """Ask `trial` in this Python; the package is found where it was, folder or zip."""
-    home = str(Path(slmq_edge.__file__).parent.parent)
+    home = os.path.abspath(str(Path(slmq_edge.__file__).parent.parent))
     paths = [home] + [p for p in [os.environ.get("PYTHONPATH")] if p]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "slmq_edge.runner.trial", *words]
@@ -44,7 +44,12 @@ def ask(command: Sequence[str], seconds: float = SECONDS, variables: Any = None)
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=variables
+                command,
+                cwd=os.sep,  # with -m and -c, modules would be looked for here first
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                env=variables,
             )
         except OSError as error:
             return Answers([], f"{command[0]} cannot be run: {error.strerror}", "")

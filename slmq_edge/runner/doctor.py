@@ -212,17 +212,20 @@ def _sensors(kind: str) -> dict[str, Any]:
 
 
 def _room() -> dict[str, Any]:
-    """Bytes of disk (where the login's home is) and of memory."""
-    home = Path.home()
+    """Bytes of disk, where the agent's folder or else the login's home is, and of memory."""
+    home = os.path.expanduser("~")  # which stays "~" for a user whom nobody knows
+    archive = Path(slmq_edge.__file__).parents[1]
+    if archive.is_file():  # HOME/runners/<digest>.pyz
+        home = str(archive.parents[1])
     try:
-        disk: int | None = shutil.disk_usage(str(home)).free
+        disk: int | None = shutil.disk_usage(home).free
     except OSError:
         disk = None
     profile = load("cpu")
     available = profile.system()["memory_available_bytes"]
     total = environment.capture()["memory_total_bytes"]
     return {
-        "home": str(home),
+        "home": home,
         "disk_free_bytes": disk,
         "memory_available_bytes": available,
         "memory_total_bytes": total,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Mapping, NamedTuple
 
 from slmq_edge.profiles import Profile
 
@@ -25,10 +25,10 @@ Clock = Callable[[], float]
 
 
 class Window(NamedTuple):
-    """stamps: seconds since the window began. watts: by rail, a value a stamp; None: not told.
+    """stamps: seconds since the window began. watts: by rail, a value a stamp; None: nothing new.
 
-    tokens: that were read or made in ``rounds`` rounds. counter_joules: of the whole device, where
-    a counter tells. total_rails: which rails add up to the device.
+    tokens: that were read or made in ``rounds`` rounds. counter_joules: where a counter tells; the
+    profile says of what. total_rails: which rails add up to the device.
     """
 
     phase: str
@@ -44,6 +44,7 @@ class Window(NamedTuple):
 def has_meter(profile: Profile) -> bool:
     """Whether this machine tells any power or energy."""
     told = any(watts is not None for watts in profile.power().values())
+    profile.rest()
     return told or profile.energy() is not None
 
 
@@ -55,6 +56,7 @@ class Sampler:
         self._ended = threading.Event()
         self._readings: list[tuple[float, dict[str, float | None]]] = []
         self._joules: list[float | None] = []
+        self._told: Mapping[str, float | None] | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Sampler:
@@ -66,14 +68,20 @@ class Sampler:
         self._ended.set()
         self._thread.join()
         self.sample()
+        self._profile.rest()  # what is timed next has the machine for itself
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval):
             self.sample()
 
     def sample(self) -> None:
-        """Take one reading. A counter is read each time, or it might run over unseen."""
-        watts = dict(self._profile.power())
+        """Take one reading. A counter is read each time, or it might run over unseen.
+
+        A source that comes in its own time has not always a new reading: the old one counts once.
+        """
+        told = self._profile.power()
+        watts = dict.fromkeys(told) if told is self._told else dict(told)
+        self._told = told
         self._readings.append((self._clock(), watts))
         self._joules.append(self._profile.energy())
 

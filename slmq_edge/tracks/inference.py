@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from slmq_edge import devices, errors
+from slmq_edge import bounds, devices, errors
 from slmq_edge.assembly import artifact_of, assemble
-from slmq_edge.errors import SlmqError
+from slmq_edge.errors import SlmqError, UsageError
 from slmq_edge.files import check_output, existing_bundle
 from slmq_edge.profiles import Board
+from slmq_edge.remote.transport import started
 from slmq_edge.results import Device, Run, save
 from slmq_edge.runner import job, journal, measure, runtimes
 from slmq_edge.runner.look import look
 from slmq_edge.runner.measure import Workload
 
 GPU = "cuda"  # the adapter of one that has no sheet
+JETSON = "jetson"  # the adapter that has rails to choose among
 LAST_WORDS = 3  # lines of a dead child's stderr that are worth repeating
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -82,7 +84,7 @@ def of_facts(facts: devices.Facts, gpu: str | None) -> tuple[Device, Board]:
 
     gpu: what it calls itself, where a bundle runs on one; without a sheet it keeps that name.
     """
-    found = facts if gpu is None or facts.kind == "jetson" else devices.of_gpu(gpu)
+    found = facts if gpu is None or facts.kind == JETSON else devices.of_gpu(gpu)
     if found is None:
         return Device(str(gpu), GPU, {}), Board(str(gpu))
     return Device(found.name, found.kind, found.as_json()), devices.board(found)
@@ -111,6 +113,22 @@ class Local:
         pass
 
 
+def admitted(bundle: Path, workload: Workload, options: Options) -> dict[str, Any]:
+    """Return the manifest of a bundle that may be measured so, by all that needs no machine.
+
+    Raises:
+        SlmqError: no bundle, one for something else, one that lacks what run.json and its bounds
+            are made of at the end, or a text longer than its context.
+    """
+    document = existing_bundle(bundle)
+    if options.runtime is not None:
+        runtimes.require(bundle, document, options.runtime)
+    measure.check_workload(workload, document)
+    artifact_of(document, "", 0)
+    bounds.card(document, workload)
+    return document
+
+
 def profile(
     bundle: Path,
     workload: Workload,
@@ -137,14 +155,12 @@ def profile(
         SlmqError: the request, the bundle, its check or the child failed; one line says how.
     """
     check_output(output, force)
-    document = existing_bundle(bundle)
-    if options.runtime is not None:
-        runtimes.require(bundle, document, options.runtime)
-    measure.check_workload(workload, document)
-    artifact_of(document, "", 0)  # what run.json would lack at the end is refused now
+    document = admitted(bundle, workload, options)
     where = Local() if machine is None else machine
     engines = None if options.engines is None else options.engines.absolute()
     device, board = where.device(runtimes.Place(bundle, document, workload.threads, engines))
+    if options.power_source is not None and device.kind != JETSON:
+        raise UsageError(f"--power-source is of a Jetson, and {device.name} is none: leave it out")
     progress(
         {
             "event": "device",
@@ -184,22 +200,27 @@ def _run_child(work: job.Job, progress: Progress) -> None:
         refusal: dict[str, str] = {}
         with (
             errors_file.open("wb") as stderr,
-            # Its own session: Ctrl-C reaches us alone, and we end the child.
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
-            ) as child,
+            started(command, stdout=subprocess.PIPE, stderr=stderr) as child,
         ):
             assert child.stdout is not None
             try:
                 for line in child.stdout:
                     refusal = _follow(line, progress) or refusal
             except BaseException:
-                child.kill()
-                progress({"event": "note", "text": f"kept in {work.journal}", "done": 0})
+                progress({"event": "note", "text": _kept(work.journal), "done": 0})
                 raise
         if child.returncode != 0:
             words = errors_file.read_text(encoding="utf-8", errors="replace")
             _fail(child.returncode, refusal, words, work.journal, child.pid)
+
+
+def _kept(log: Path) -> str:
+    """What an interrupted run leaves here, and what to do with it."""
+    events = journal.read(log) if log.exists() else []
+    count = sum(event["event"] == "repetition" for event in events)
+    if not count:
+        return "nothing was measured yet"
+    return f"{count} repetitions are kept in {log}: the same command goes on"
 
 
 def _follow(line: bytes, progress: Progress) -> dict[str, str] | None:

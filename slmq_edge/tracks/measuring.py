@@ -39,8 +39,17 @@ class Asked:
         return Workload(*self.counts, self.threads or cores)
 
 
+def admit(asked: Asked) -> None:
+    """Raise what `inference.admitted` has against the request, wherever it is to run."""
+    inference.admitted(asked.bundle, asked.workload(1), asked.options)
+
+
 def measure_on(target: Target, asked: Asked, output: Path, progress: Progress) -> Run:
-    """Measure on one machine, and write run.json; see `inference.profile`."""
+    """Measure on one machine, and write run.json; see `inference.profile`.
+
+    What needs no machine to be refused is refused before one is reached.
+    """
+    admit(asked)
     if target.transport == LOCAL:
         work = asked.workload(environment.cores())
         return inference.profile(

@@ -40,11 +40,12 @@ def of_user() -> dict[str, str | None]:
     Raises:
         SlmqError: this Python does not start.
     """
-    archive = str(Path(slmq_edge.__file__).parent.parent)
+    archive = os.path.abspath(str(Path(slmq_edge.__file__).parent.parent))
     paths = [archive] + [path for path in [os.environ.get("PYTHONPATH")] if path]
     done = subprocess.run(
         [sys.executable, "-m", __name__],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        cwd=os.sep,  # of -m, the folder where a login begins would come first: ~/json.py
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=SECONDS,
