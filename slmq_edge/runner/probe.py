@@ -3,7 +3,7 @@
 On x86 without VNNI, onnxruntime's kernel for uint8 activations and int8 weights adds pairs
 of products in 16 bits, which saturate: 255 * 127 * 2 > 2^15. Only extreme values show it.
 MatMulNBits, told to round its input, leaves it in float on an Arm core without dot products (a
-Raspberry Pi 4's, a Jetson Nano's). Only values between the integers show that.
+Raspberry Pi 4's). Only values between the integers show that.
 The bundle ships the probe's graph, so that the device needs no package that writes ONNX.
 """
 
