@@ -6,7 +6,7 @@ import signal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# A shell that starts us in the background has SIGINT ignored, and what tests press Ctrl-C on inherits.
+# A shell that starts us in the background has SIGINT ignored, and what tests interrupt inherits it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
