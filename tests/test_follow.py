@@ -44,12 +44,12 @@ def digest(text: str) -> str:
 def test_a_copy_is_what_was_sent(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Copy(path) as copy:
-        assert (copy.size, copy.sha256, copy.repetitions) == (0, digest(""), 0)
+        assert (copy.size, copy.sha256, copy.taken) == (0, digest(""), 0)
         assert [event["index"] for event in copy.append(LINES[0] + LINES[1])] == [0, 1]
         assert copy.append("") == []
-        assert (copy.size, copy.repetitions) == (len(LINES[0] + LINES[1]), 2)
+        assert (copy.size, copy.taken) == (len(LINES[0] + LINES[1]), 2)
     with Copy(path) as copy:
-        assert (copy.sha256, copy.repetitions) == (digest(LINES[0] + LINES[1]), 2)
+        assert (copy.sha256, copy.taken) == (digest(LINES[0] + LINES[1]), 2)
         copy.append("".join(LINES[2:]))
         assert copy.sha256 == digest(JOURNAL)
     assert path.read_text() == JOURNAL
@@ -60,7 +60,7 @@ def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(LINES[0] + '{"event": "repet')
     with Copy(path) as copy:
-        assert (copy.size, copy.repetitions) == (len(LINES[0]), 1)
+        assert (copy.size, copy.taken) == (len(LINES[0]), 1)
         copy.append(LINES[1])
     assert path.read_text() == LINES[0] + LINES[1]
 
@@ -92,7 +92,7 @@ def test_beginning_anew_keeps_what_was_there(tmp_path: Path) -> None:
     with Copy(path) as copy:
         copy.append(LINES[0])
         copy.begin_anew()
-        assert (copy.size, copy.repetitions) == (0, 0)
+        assert (copy.size, copy.taken) == (0, 0)
         copy.append(LINES[1])
     assert path.read_text() == LINES[1]
     assert (tmp_path / "journal.jsonl.old").read_text() == LINES[0]

@@ -44,8 +44,9 @@ class Copy:
         return self._digest.hexdigest()
 
     @property
-    def repetitions(self) -> int:
-        return self._repetitions
+    def taken(self) -> int:
+        """Repetitions, or scores of sequences; see `journal.taken`."""
+        return self._taken
 
     def append(self, text: str) -> list[dict[str, Any]]:
         """Keep the next whole lines; return their events.
@@ -93,7 +94,7 @@ class Copy:
             self._stream.close()
             raise
         lines = self.path.read_bytes().splitlines(keepends=True)[: len(events)]
-        self._digest, self._size, self._repetitions = hashlib.sha256(), 0, 0
+        self._digest, self._size, self._taken = hashlib.sha256(), 0, 0
         self._count(lines, events)
         self._stream.truncate(self._size)
 
@@ -107,7 +108,7 @@ class Copy:
         for line in lines:
             self._digest.update(line)
             self._size += len(line)
-        self._repetitions += sum(event["event"] == "repetition" for event in events)
+        self._taken += sum(journal.taken(event) for event in events)
 
 
 def waits() -> Iterator[float]:
@@ -149,5 +150,5 @@ def follow(agent: Agent, run: str, copy: Copy, progress: Progress) -> dict[str, 
 
 
 def note(text: str, done: int = 0) -> dict[str, Any]:
-    """What is told beside the events. done: repetitions that were here before."""
+    """What is told beside the events. done: what was taken before."""
     return {"event": "note", "text": text, "done": done}
