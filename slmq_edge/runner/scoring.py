@@ -41,7 +41,8 @@ REFUSED = (
     AttributeError,
     zipfile.BadZipFile,
 )
-FLUSH_SECONDS = 1.0  # so much is lost by a kill, at most; a memory card takes long to flush
+# So much is lost by a kill, at most: a memory card takes long to flush, and lines stay short.
+FLUSH_SECONDS, FLUSH_SEQUENCES = 1.0, 1000
 BLOCK_VALUES = 1 << 18  # logits that are looked at together: they fit a cache
 DOING = {
     "begin": "probing integers",
@@ -246,6 +247,8 @@ def take(
 ) -> None:
     """Score all sequences from index ``done`` on, in order, into events ``scores`` of a journal.
 
+    clock: seconds, monotonic.
+
     Raises:
         SlmqError: logits that are not finite, or a disk that is full; what is in the journal stays.
     """
@@ -261,7 +264,8 @@ def take(
         found, most = score(logits(read, scored), targets.astype(np.int64))
         logprobs += found
         greedy += most
-        if end == requests.sequences or clock() - since >= FLUSH_SECONDS:
+        enough = len(logprobs) >= FLUSH_SEQUENCES or clock() - since >= FLUSH_SECONDS
+        if enough or end == requests.sequences:
             log.append({"event": "scores", "first": first, "logprobs": logprobs, "greedy": greedy})
             first, logprobs, greedy, since = end, [], [], clock()
 

@@ -15,7 +15,14 @@ from typing import Any
 from slmq_edge.files import existing_bundle
 from slmq_edge.runner import journal, manifest, runtimes, scoring
 from slmq_edge.runner.agent import packages
-from slmq_edge.tracks.accuracy.sequences import Kept, Order, Progress, Score, Sequence
+from slmq_edge.tracks.accuracy.sequences import (
+    Kept,
+    Order,
+    Progress,
+    Score,
+    Sequence,
+    requests,
+)
 from slmq_edge.tracks.machines import Local, Machine
 
 # Of a machine, what may decide the last bits of a logit; see `scoring.DECIDES`.
@@ -99,36 +106,39 @@ class Bundled:
         order = Order(sequences)
         count = order.sequences
         scoring.check(order.requests, *self._limits)
-        path = self._kept.journal(self.identity, order)
-        requests = path.with_suffix(".npz")
 
         def told(event: Mapping[str, Any]) -> None:
             if event["event"] == "scores":
                 progress(order.read(event["first"] + journal.taken(event)), order.tokens)
-            elif event["event"] == "note":
-                progress(order.read(min(event.get("done", 0), count)), order.tokens)
+            elif event["event"] == "note" and event["done"]:
+                progress(order.read(event["done"]), order.tokens)
             self._told(event)
 
         progress(0, order.tokens)
-        events = journal.read(path) if path.exists() else []
-        if not _is_done(events, count):
-            order.write(requests)
-            options = self._options
-            work = scoring.Job(
-                self._bundle,
-                path.absolute(),
-                requests.absolute(),
-                self._threads,
-                options.allow_inexact,
-                self._engines,
-                self._board,
-            )
-            self._machine.run(work, told)
-            events = journal.read(path)
+        with self._kept.journal(self.identity, order) as path:
+            events = journal.read(path) if path.exists() else []
+            if not _is_done(events, count):
+                self._run(order, path, told)
+                events = journal.read(path)
         self._ran = _ran(events)
         found = order.restored(*scoring.scores(events, count))
         progress(order.tokens, order.tokens)
         return found
+
+    def _run(self, order: Order, path: Path, told: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have the machine score what is not in the journal yet."""
+        asked = requests(path)
+        order.write(asked)
+        work = scoring.Job(
+            self._bundle,
+            path.absolute(),
+            asked.absolute(),
+            self._threads,
+            self._options.allow_inexact,
+            self._engines,
+            self._board,
+        )
+        self._machine.run(work, told)
 
     def forget(self) -> None:
         """See ``Scorer``."""

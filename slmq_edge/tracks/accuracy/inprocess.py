@@ -55,13 +55,15 @@ class InProcess:
         """See ``Scorer``."""
         order = Order(sequences)
         scoring.check(order.requests, self.context_length, self._model.shape.vocab)
-        path = self._kept.journal(self.identity, order)
 
         def told(line: str) -> None:
             event = json.loads(line)
             progress(order.read(event["first"] + journal.taken(event)), order.tokens)
 
-        with journal.Journal(path, told) as log:
+        with (
+            self._kept.journal(self.identity, order) as path,
+            journal.Journal(path, told) as log,
+        ):
             done = len(scoring.scores(journal.read(path), order.sequences)[0])
             progress(order.read(done), order.tokens)
             scoring.take(order.requests, done, self._model.logits, log)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,32 +139,38 @@ class Order:
 
 
 class Kept:
-    """Where the journals of a scorer lie: in a folder that stays, or in one that goes with it."""
+    """Where the journals of a scorer lie: in a folder that stays, or nowhere for long."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._scratch = tempfile.TemporaryDirectory() if folder is None else None
-        self._folder = Path(self._scratch.name) if self._scratch else folder
+        self._folder = folder
         self._written: list[Path] = []
 
-    def journal(self, identity: Mapping[str, Any], order: Order) -> Path:
-        """The journal of these requests by this scorer; the file of requests lies beside it."""
-        assert self._folder is not None, "one or the other"
+    @contextlib.contextmanager
+    def journal(self, identity: Mapping[str, Any], order: Order) -> Iterator[Path]:
+        """Yield the journal of these requests by this scorer; ``requests`` lie beside it."""
+        if self._folder is None:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch) / "journal.jsonl"
+            return
         with disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         asked = json.dumps({**identity, "requests": order.digest}, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.jsonl"
-        self._written += [path, path.with_suffix(".npz"), path.with_name(path.name + ".old")]
-        return path
+        self._written += [path, requests(path), path.with_name(path.name + ".old")]
+        yield path
 
     def forget(self) -> None:
         """Remove what was written for this scorer, and the folder where nothing else is in it."""
         for path in self._written:
             path.unlink(missing_ok=True)
         self._written.clear()
-        if self._scratch is not None:
-            self._scratch.cleanup()
-        elif self._folder is not None and self._folder.is_dir() and not any(self._folder.iterdir()):
+        if self._folder is not None and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
+
+
+def requests(journal: Path) -> Path:
+    """The file of requests beside a journal."""
+    return journal.with_suffix(".npz")
 
 
 def _int32(tokens: Any) -> Any:
