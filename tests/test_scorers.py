@@ -165,15 +165,16 @@ def test_a_bundle_scores_what_its_simulation_does(made: Made) -> None:
 
 
 def test_company_order_and_padding_change_no_bit(made: Made) -> None:
-    scorers = [
+    alike = [Sequence(one.tokens[:20], 1 + k % 4) for k, one in enumerate(made.asked[1:17:2])]
+    scorers: list[Scorer] = [
         open_scorer(Asked(str(made.bundle), threads=1)),
         open_scorer(Asked(str(made.checkpoint))),
     ]
     for scorer in scorers:
-        asked = made.asked[:10]
+        asked = made.asked[:6] + alike
         together = scorer.score(asked, silent)
         assert scorer.score(asked[::-1], silent) == together[::-1]
-        for part in (slice(0, 1), slice(3, 5)):
+        for part in (slice(0, 1), slice(3, 5), slice(7, 8), slice(9, 13)):
             assert scorer.score(asked[part], silent) == together[part]
 
 
@@ -236,6 +237,7 @@ def test_a_toy_is_scored_and_leaves_nothing(toy: Path, tmp_path: Path) -> None:
     assert seen[0] == (0, tokens)
     assert seen[-1] == (tokens, tokens)
     assert seen == sorted(seen)
+    assert told.events[-1]["session"] == {"batches": True}
     assert len(list(folder.iterdir())) == 2
     scorer.forget()
     assert not folder.exists()

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from slmq_edge.errors import Damaged, SlmqError, UsageError
-from slmq_edge.runner import journal, manifest, ort, scoring, work
+from slmq_edge.runner import journal, likelihood, manifest, ort, requests, scoring, work
 from slmq_edge.runner.__main__ import main
 from slmq_edge.tracks.accuracy.sequences import Order, Sequence
 from tests import toy_graph
@@ -45,14 +45,16 @@ def texts(count: int, longest: int = 40, seed: int = 0) -> list[Sequence]:
     return found
 
 
-def toy(calls: list[int] | None = None) -> Logits:
+def toy(calls: list[tuple[int, ...]] | None = None) -> Logits:
+    """The toy's logits, in pieces. calls: gets the number of rows and their length."""
     weights = toy_graph.weights()
 
     def logits(tokens: NDArray[np.int64], keep: int) -> Iterator[NDArray[np.float32]]:
         if calls is not None:
-            calls.append(len(tokens))
-        out = toy_graph.logits(weights, tokens)[-keep:].astype(np.float32)
-        yield from (out[start : start + 7] for start in range(0, keep, 7))
+            calls.append(tokens.shape)
+        out = np.stack([toy_graph.logits(weights, row)[-keep:] for row in tokens])
+        for start in range(0, keep, 7):
+            yield out[:, start : start + 7].astype(np.float32)
 
     return logits
 
@@ -85,9 +87,9 @@ def test_scores_are_sums_of_log_probabilities(tmp_path: Path) -> None:
 def test_greedy_is_the_first_of_equals() -> None:
     logits = np.array([[1, 5, 5, 0], [7, 0, 7, 7]], np.float32)
     first, both = np.array([[1, 0]]), np.array([[2, 0], [1, 2]])
-    assert scoring.log_probabilities(logits, first)[1].tolist() == [[True, True]]
-    assert scoring.log_probabilities(logits, both)[1].tolist() == [[False, True], [True, False]]
-    logprobs, greedy = scoring.score(iter([logits[:1], logits[1:]]), both)
+    assert likelihood.log_probabilities(logits, first)[1].tolist() == [[True, True]]
+    assert likelihood.log_probabilities(logits, both)[1].tolist() == [[False, True], [True, False]]
+    logprobs, greedy = likelihood.score(iter([logits[:1], logits[1:]]), both)
     assert greedy == [False, False]
     exact = -math.log(2 + math.exp(-4) + math.exp(-5)) - math.log(3 + math.exp(-7))
     assert logprobs == pytest.approx([exact, exact], rel=1e-7)
@@ -99,15 +101,15 @@ def test_a_score_does_not_depend_on_how_its_logits_come(vocabulary: int) -> None
     draw = np.random.default_rng(1)
     logits = (draw.standard_normal((37, vocabulary)) * 9).astype(np.float32)
     targets = draw.integers(0, vocabulary, (3, 37))
-    alone = [scoring.score(iter([logits]), targets[row : row + 1])[0][0] for row in range(3)]
+    alone = [likelihood.score(iter([logits]), targets[row : row + 1])[0][0] for row in range(3)]
     for cuts in ([], [1], [5, 6, 30], list(range(1, 37))):
         pieces = np.split(logits, cuts)
-        assert scoring.score(iter(pieces), targets)[0] == alone
+        assert likelihood.score(iter(pieces), targets)[0] == alone
 
 
 def test_steep_logits_keep_their_precision() -> None:
     logits = np.array([[80.0, -80.0, 79.0]], np.float32)
-    found, _ = scoring.log_probabilities(logits, np.array([[1], [2]]))
+    found, _ = likelihood.log_probabilities(logits, np.array([[1], [2]]))
     exact = -np.log(np.exp(np.array([0.0, -160.0, -1.0])).sum())
     assert found[:, 0] == pytest.approx([exact - 160, exact - 1], rel=1e-7)
 
@@ -117,12 +119,12 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     logits = np.zeros((2, 5), np.float32)
     logits[1, 3] = bad
     with pytest.raises(SlmqError, match="not finite"):
-        scoring.score(iter([logits]), np.zeros((1, 2), int))
+        likelihood.score(iter([logits]), np.zeros((1, 2), int))
 
 
 def test_missing_logits_are_refused() -> None:
     with pytest.raises(SlmqError, match="logits for 1 positions, not 2"):
-        scoring.score(iter([np.zeros((1, 5), np.float32)]), np.zeros((1, 2), int))
+        likelihood.score(iter([np.zeros((1, 5), np.float32)]), np.zeros((1, 2), int))
 
 
 # --- the order, and what runs together
@@ -130,12 +132,13 @@ def test_missing_logits_are_refused() -> None:
 
 def test_the_longest_come_first_and_nothing_twice(tmp_path: Path) -> None:
     asked = [*texts(30), *texts(30)]
-    calls: list[int] = []
+    calls: list[tuple[int, ...]] = []
     order = Order(asked)
     with journal.Journal(tmp_path / "log") as log:
         scoring.take(order.requests, 0, toy(calls), log)
     assert calls == sorted(calls, reverse=True)
     assert len(calls) == 15  # pairs that differ in the last token are one run
+    assert {rows for rows, _ in calls} == {1}
     assert order.sequences == 30
     assert order.tokens == sum(len(one.tokens) - 1 for one in set(asked))
     found = order.restored(*scoring.scores(journal.read(tmp_path / "log"), 30))
@@ -158,6 +161,40 @@ def test_order_and_neighbours_change_no_bit(tmp_path: Path) -> None:
         assert score([sequence]) == {sequence: together[sequence]}
 
 
+@pytest.mark.parametrize("together", [16, 128])
+def test_neighbours_of_one_length_may_run_together(together: int, tmp_path: Path) -> None:
+    asked = texts(120, longest=24)
+    order = Order(asked)
+    calls: list[tuple[int, ...]] = []
+    for name, logits, tokens in (("alone", toy(), 0), ("together", toy(calls), together)):
+        with journal.Journal(tmp_path / name) as log:
+            scoring.take(order.requests, 0, logits, log, tokens)
+    alone, batched = (
+        scoring.scores(journal.read(tmp_path / name), order.sequences)
+        for name in ("alone", "together")
+    )
+    assert alone == batched
+    lengths = [length for rows, length in calls for _ in range(rows)]
+    assert lengths == sorted((len(one.tokens) - 1 for one in asked[::2]), reverse=True)
+    for rows, length in calls:
+        assert rows == 1 or (rows * length <= together and length >= requests.SHORTEST)
+    assert max(rows for rows, _ in calls) > 1
+
+
+def test_company_is_tried_first() -> None:
+    tokens = np.arange(40, dtype=np.int64) % VOCAB
+
+    def shy(tokens: NDArray[np.int64], keep: int) -> Iterator[NDArray[np.float32]]:
+        for piece in toy()(tokens, keep):
+            yield piece * (1 + 1e-6) if len(tokens) > 1 else piece
+
+    assert scoring.same_together(toy(), tokens, 512)
+    assert not scoring.same_together(shy, tokens, 512)
+    calls: list[tuple[int, ...]] = []
+    assert scoring.same_together(toy(calls), tokens, 20)
+    assert max(length for _, length in calls) == 16
+
+
 # --- requests
 
 
@@ -170,8 +207,8 @@ def _requests(path: Path, **changed: Any) -> Path:
 def test_requests_go_through_a_file(tmp_path: Path) -> None:
     order = Order(texts(10))
     order.write(tmp_path / "asked.npz")
-    found = scoring.load(tmp_path / "asked.npz")
-    for name in scoring.ARRAYS:
+    found = requests.load(tmp_path / "asked.npz")
+    for name in requests.ARRAYS:
         np.testing.assert_array_equal(getattr(found, name), getattr(order.requests, name))
     first = (tmp_path / "asked.npz").read_bytes()
     Order(texts(10)[::-1]).write(tmp_path / "asked.npz")
@@ -195,7 +232,7 @@ def test_requests_go_through_a_file(tmp_path: Path) -> None:
 )
 def test_damaged_requests_are_refused_by_name(changed: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(Damaged, match=r"asked\.npz is damaged"):
-        scoring.load(_requests(tmp_path / "asked.npz", **changed))
+        requests.load(_requests(tmp_path / "asked.npz", **changed))
 
 
 def test_what_is_no_archive_is_refused_by_name(tmp_path: Path) -> None:
@@ -203,19 +240,19 @@ def test_what_is_no_archive_is_refused_by_name(tmp_path: Path) -> None:
     for content in (b"", b"PK\x03\x04 and no more", (tmp_path / "array.npy").read_bytes()):
         (tmp_path / "asked.npz").write_bytes(content)
         with pytest.raises(Damaged, match=r"asked\.npz is damaged"):
-            scoring.load(tmp_path / "asked.npz")
+            requests.load(tmp_path / "asked.npz")
     with pytest.raises(Damaged, match=r"none\.npz is damaged"):
-        scoring.load(tmp_path / "none.npz")
+        requests.load(tmp_path / "none.npz")
 
 
 def test_a_sequence_is_one_token_longer_than_the_context() -> None:
-    scoring.check(Order([Sequence((1,) * 9, 8)]).requests, 8)
+    requests.check(Order([Sequence((1,) * 9, 8)]).requests, 8)
     with pytest.raises(UsageError, match="of 10 tokens reads 9: the context holds 8"):
-        scoring.check(Order([Sequence((1,) * 10, 1)]).requests, 8)
-    scoring.check(Order([]).requests, 8, 5)
+        requests.check(Order([Sequence((1,) * 10, 1)]).requests, 8)
+    requests.check(Order([]).requests, 8, 5)
     for token in (-1, 5, 1 << 40):
         with pytest.raises(UsageError, match="is not in the vocabulary of 5"):
-            scoring.check(Order([Sequence((0, token), 1)]).requests, 8, 5)
+            requests.check(Order([Sequence((0, token), 1)]).requests, 8, 5)
 
 
 @pytest.mark.parametrize("scored", [0, 3, -1])
@@ -282,7 +319,7 @@ def test_an_interrupted_row_goes_on_where_it_stopped(tmp_path: Path) -> None:
         scoring.take(order.requests, 0, dies, log, clock=lambda: next(ticks))
     done = len(scoring.scores(journal.read(path), order.sequences)[0])
     assert done == 16
-    calls: list[int] = []
+    calls: list[tuple[int, ...]] = []
     with journal.Journal(path) as log:
         scoring.take(order.requests, done, toy(calls), log)
     assert len(calls) == 30 - 8
@@ -304,9 +341,10 @@ def test_logits_of_a_text_come_in_pieces(bundle: Path, monkeypatch: pytest.Monke
     for appends in (True, False):
         monkeypatch.setattr(ort.Session, "appends", appends)
         for keep in (1, 6, 7, 21, 30):
-            pieces = list(session.logits(tokens, keep))
-            assert max(map(len, pieces)) <= (8 if appends else 30)
-            np.testing.assert_allclose(np.concatenate(pieces), exact[-keep:], atol=1e-4)
+            pieces = list(session.logits(tokens[None], keep))
+            assert max(piece.shape[1] for piece in pieces) <= (8 if appends else 30)
+            found = np.concatenate(pieces, axis=1)
+            np.testing.assert_allclose(found[0], exact[-keep:], atol=1e-4)
 
 
 # --- the job, in a process

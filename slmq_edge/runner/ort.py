@@ -61,6 +61,8 @@ class Session:
     folder for ONNX Runtime's own record of every operator, which slows it down.
     """
 
+    batches = True
+
     def __init__(
         self,
         graph: Path,
@@ -149,20 +151,21 @@ class Session:
         return (kept[0] if len(kept) == 1 else np.concatenate(kept, axis=1)), cache
 
     def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
-        """Run one whole text, which nothing follows, and keep no more than a piece of it.
+        """Run whole texts, which nothing follows, and keep no more than a piece of them.
 
         Between texts no memory is given back: that takes half of a small model's time.
 
         Args:
-            tokens: int64 [length].
+            tokens: int64 [batch, length].
             keep: for how many last positions logits are wanted, at most ``length``.
 
         Yields:
-            Logits, float32 [positions, vocab], ``keep`` positions in all.
+            Logits, float32 [batch, positions, vocab], ``keep`` positions in all.
         """
-        for logits, _ in self._pieces(tokens[None], keep, 0, None, None):
+        for logits, _ in self._pieces(tokens, keep, 0, None, None):
             if logits is not None:
-                yield logits[0]
+                yield logits
+            del logits
 
     def _pieces(
         self, tokens: Any, keep: int | None, room: int, piece: int | None, options: Any

@@ -35,10 +35,14 @@ class Session(Decoder, Protocol):
     def most_positions(self) -> int | None:
         """How long a text can become here; None: as the bundle says."""
 
-    def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
-        """Of the last ``keep`` positions of one text, int64 [length], that nothing follows.
+    @property
+    def batches(self) -> bool:
+        """Whether ``logits`` takes several rows."""
 
-        Float32 [positions, vocab], a piece at a time. What comes does not depend on other texts.
+    def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
+        """Of the last ``keep`` positions of texts, int64 [rows, length], which nothing follows.
+
+        Float32 [rows, positions, vocab], a piece of the positions at a time.
         """
 
     def device_memory(self) -> Mapping[str, int] | None:

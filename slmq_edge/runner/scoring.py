@@ -1,49 +1,40 @@
 """Sequences scored: how likely the last tokens of each are, given all tokens before them.
 
-    log p = sum_i (x_i[t_i] - max x_i - log sum_j exp(x_i[j] - max x_i))      natural logarithm
-
-Requests come as arrays in an ``.npz`` file, in the order in which they are to be scored:
-
-========  ================================================================================
-tokens    int32 [all]: of all sequences, one behind the other
-offsets   int64 [sequences + 1]: sequence k is tokens[offsets[k] : offsets[k + 1]]
-scored    int32 [sequences]: how many of its last tokens are scored, at least 1, not all
-========  ================================================================================
-
-Every sequence runs alone and from its first token, so that its score depends on nothing but itself:
-not on its neighbours, their order, or where an interrupted run went on. The last token is nobody's
-past and is not run; neighbours that differ in it alone are one run.
+Every sequence is read from its first token, and its score depends on nothing but itself: not on its
+neighbours, their order, or where an interrupted run went on. Short ones of one length, which need
+no padding, run together where this machine computes the same in company as alone, to the bit: that
+is tried on the golden prompts, behind their check. A batch reads the weights once for all of it.
 """
 
 from __future__ import annotations
 
-import math
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
 import numpy as np
 
-from slmq_edge.errors import Damaged, SlmqError, UsageError
+from slmq_edge.errors import Damaged, UsageError
 from slmq_edge.profiles import Board
-from slmq_edge.runner import checks, environment, journal, manifest, runtimes, work
+from slmq_edge.runner import (
+    checks,
+    environment,
+    golden,
+    journal,
+    manifest,
+    requests,
+    runtimes,
+    work,
+)
+from slmq_edge.runner.likelihood import score
+from slmq_edge.runner.requests import Question, Requests
 from slmq_edge.runner.runtimes import Place
 
-ARRAYS = {"tokens": "int32", "offsets": "int64", "scored": "int32"}
-# What numpy and zipfile raise of a file that is no archive of arrays.
-REFUSED = (
-    OSError,
-    ValueError,
-    LookupError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    zipfile.BadZipFile,
-)
 # So much is lost by a kill, at most: a memory card takes long to flush, and lines stay short.
 FLUSH_SECONDS, FLUSH_SEQUENCES = 1.0, 1000
-BLOCK_VALUES = 1 << 18  # logits that are looked at together: they fit a cache
+TOGETHER = 128  # tokens: so many keep a CPU's cores as busy as more
+KEPT = 2  # positions whose logits are computed at least: one alone has a kernel of its own
+TRIED = ((4, KEPT), (16, 16), (64, KEPT))  # lengths in company, and positions that are kept of each
 DOING = {
     "begin": "probing integers",
     "probe": "checking golden prompts",
@@ -53,7 +44,8 @@ DOING = {
 # What two processes must have in common for one to go on from the other's scores.
 DECIDES = ("cpu_model", "cpu_flags", "machine", "numpy", "onnxruntime", *environment.OF_RUNTIME)
 
-# Tokens int64 [length], how many positions -> logits float32 [positions, vocab], a piece at a time.
+# Tokens int64 [rows, length], how many positions -> logits float32 [rows, positions, vocab], a
+# piece of the positions at a time.
 Logits = Callable[[Any, int], Iterator[Any]]
 
 
@@ -109,145 +101,23 @@ def read(path: Path) -> Job:
         raise Damaged(f"{path} is not a job: {error}") from error
 
 
-class Requests(NamedTuple):
-    """The arrays of a file of requests."""
-
-    tokens: Any
-    offsets: Any
-    scored: Any
-
-    @property
-    def sequences(self) -> int:
-        """How many there are."""
-        return len(self.scored)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that are run."""
-        return int(np.diff(self.offsets).max(initial=1)) - 1
-
-    def sequence(self, index: int) -> Any:
-        """Int32 [length]."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
-
-
-def load(path: Path) -> Requests:
-    """Read a file of requests.
-
-    Raises:
-        Damaged: it is none, or its arrays do not fit each other.
-    """
-    try:
-        # Opened here: of what is no archive, numpy leaves the file open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            found = Requests(*(archive[name] for name in ARRAYS))
-    except REFUSED as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
-    for name, array in zip(ARRAYS, found):
-        if array.dtype != ARRAYS[name] or array.ndim != 1:
-            raise Damaged(f"{path} is damaged: {name} is {array.dtype} {array.shape}")
-    fits = len(found.offsets) == found.sequences + 1 and found.offsets[0] == 0
-    if not fits or found.offsets[-1] != len(found.tokens):
-        raise Damaged(f"{path} is damaged: its offsets are not those of its tokens")
-    if not ((found.scored >= 1) & (found.scored < np.diff(found.offsets))).all():
-        raise Damaged(f"{path} is damaged: a sequence is not longer than what is scored of it")
-    return found
-
-
-def check(requests: Requests, context_length: int, vocabulary: int | None = None) -> None:
-    """Refuse sequences that the model cannot read, before any is scored.
-
-    Raises:
-        UsageError: one is too long, or holds no token of the vocabulary.
-    """
-    if requests.longest > context_length:
-        raise UsageError(
-            f"a sequence of {requests.longest + 1} tokens reads {requests.longest}: "
-            f"the context holds {context_length}"
-        )
-    if requests.sequences and vocabulary is not None:
-        for token in (int(requests.tokens.min()), int(requests.tokens.max())):
-            if not 0 <= token < vocabulary:
-                raise UsageError(f"token {token} is not in the vocabulary of {vocabulary}")
-
-
-def log_probabilities(logits: Any, targets: Any) -> tuple[Any, Any]:
-    """Log-probabilities of tokens, and whether they are the most likely (the first of equals).
-
-    Args:
-        logits: float32 [positions, vocab].
-        targets: int [rows, positions]: tokens to look up in the same logits.
-
-    Returns:
-        float64 [rows, positions] and bool [rows, positions].
-    """
-    most = logits.max(axis=-1)
-    # Steps that are lost in float32 are those of tokens too unlikely to show in the sum.
-    total = np.exp(logits - most[:, None]).astype(np.float64).sum(axis=-1)
-    at = np.take_along_axis(logits, targets.T, axis=-1).T.astype(np.float64)
-    found = at - most.astype(np.float64) - np.log(total)
-    return found, targets == logits.argmax(axis=-1)
-
-
-def score(pieces: Iterator[Any], targets: Any) -> tuple[list[float], list[bool]]:
-    """Sum up rows of targets, int [rows, positions], whose logits are the same.
-
-    Args:
-        pieces: float32 [some positions, vocab], one behind the other.
-        targets: what follows each position.
-
-    Returns:
-        For each row the log-probability of all of it, and whether a greedy choice would be it.
-
-    Raises:
-        SlmqError: logits that are not finite.
-    """
-    rows, positions = targets.shape
-    logprobs, greedy, start = np.zeros((rows, positions)), np.ones(rows, bool), 0
-    for piece in pieces:
-        end = start + len(piece)
-        with np.errstate(invalid="ignore", over="ignore"):  # it is looked at below
-            logprobs[:, start:end], most = _in_blocks(piece, targets[:, start:end])
-        greedy &= most.all(axis=-1)
-        start = end
-        del piece  # before the next one is there
-    if start != positions:
-        raise SlmqError(f"logits for {start} positions, not {positions}")
-    if not np.isfinite(logprobs).all():
-        raise SlmqError("the logits of a sequence are not finite: slmq-edge profile checks bundles")
-    return [math.fsum(row) for row in logprobs], [bool(one) for one in greedy]
-
-
-def _in_blocks(logits: Any, targets: Any) -> tuple[Any, Any]:
-    """See `log_probabilities`; of many positions, a few at a time."""
-    size = max(1, BLOCK_VALUES // logits.shape[-1])
-    starts = range(0, len(logits), size)
-    found = [log_probabilities(logits[k : k + size], targets[:, k : k + size]) for k in starts]
-    logprobs, most = zip(*found)
-    return np.concatenate(logprobs, axis=1), np.concatenate(most, axis=1)
-
-
-def alike(requests: Requests, first: int) -> int:
-    """The index behind the neighbours of sequence ``first`` that differ in the last token alone."""
-    read, scored = requests.sequence(first)[:-1], requests.scored[first]
-    index = first + 1
-    while index < requests.sequences and requests.scored[index] == scored:
-        if not np.array_equal(requests.sequence(index)[:-1], read):
-            break
-        index += 1
-    return index
-
-
 def take(
-    requests: Requests,
+    asked: Requests,
     done: int,
     logits: Logits,
     log: journal.Journal,
+    together: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Score all sequences from index ``done`` on, in order, into events ``scores`` of a journal.
 
-    clock: seconds, monotonic.
+    Args:
+        asked: the sequences.
+        done: how many of them are scored already.
+        logits: computes them.
+        log: where the scores go.
+        together: tokens that may run as a batch; 0: each question runs alone.
+        clock: seconds, monotonic.
 
     Raises:
         SlmqError: logits that are not finite, or a disk that is full; what is in the journal stays.
@@ -255,19 +125,58 @@ def take(
     logprobs: list[float] = []
     greedy: list[bool] = []
     first, since = done, clock()
-    while first + len(logprobs) < requests.sequences:
-        begin = first + len(logprobs)
-        end = alike(requests, begin)
-        scored = int(requests.scored[begin])
-        targets = np.stack([requests.sequence(k)[-scored:] for k in range(begin, end)])
-        read = requests.sequence(begin)[:-1].astype(np.int64)
-        found, most = score(logits(read, scored), targets.astype(np.int64))
-        logprobs += found
-        greedy += most
+    for batch in requests.batches(requests.questions(asked, done), together):
+        for found, most in _answers(batch, logits):
+            logprobs += found
+            greedy += most
+        end = first + len(logprobs)
         enough = len(logprobs) >= FLUSH_SEQUENCES or clock() - since >= FLUSH_SECONDS
-        if enough or end == requests.sequences:
+        if enough or end == asked.sequences:
             log.append({"event": "scores", "first": first, "logprobs": logprobs, "greedy": greedy})
             first, logprobs, greedy, since = end, [], [], clock()
+
+
+def _answers(batch: list[Question], logits: Logits) -> Iterator[tuple[list[float], list[bool]]]:
+    """The scores of each question of a batch."""
+    length = len(batch[0].read)
+    keep = min(length, max(KEPT, *(question.scored for question in batch)))
+    pieces = logits(np.stack([question.read for question in batch]), keep)
+    if len(batch) == 1:
+        (question,) = batch
+        yield score(_behind(pieces, keep - question.scored), question.targets)
+        return
+    whole = np.concatenate(list(pieces), axis=1)
+    for rows, question in zip(whole, batch):
+        yield score(iter([rows[-question.scored :]]), question.targets)
+
+
+def _behind(pieces: Iterator[Any], unwanted: int) -> Iterator[Any]:
+    """The positions of a single row behind the first few, [positions, vocab] at a time."""
+    for piece in pieces:
+        rows = piece[0, unwanted:]
+        unwanted -= piece.shape[1] - len(rows)
+        if len(rows):
+            yield rows
+        del piece, rows  # before the next one is there
+
+
+def same_together(logits: Logits, tokens: Any, context_length: int) -> bool:
+    """Whether texts in company have the logits that they have alone, to the bit.
+
+    Args:
+        logits: computes them, of one row or of several.
+        tokens: int64 [any], to make texts of.
+        context_length: of the model.
+    """
+    for length, keep in TRIED:
+        if length > context_length:
+            continue
+        texts = np.resize(tokens, (TOGETHER // length, length))
+        alone = [np.concatenate(list(logits(text[None], keep)), axis=1) for text in texts]
+        whole = np.concatenate(list(logits(texts, keep)), axis=1)
+        if not np.array_equal(whole, np.concatenate(alone)):
+            return False
+    return True
 
 
 def scores(events: checks.Events, count: int) -> tuple[list[float], list[bool]]:
@@ -299,43 +208,45 @@ def run(job: Job, echo: Callable[[str], object]) -> None:
     """
     bundle = manifest.read_bundle(job.bundle)
     place = Place(job.bundle, bundle, job.threads, job.engines)
-    requests = load(job.requests)
-    check(requests, *limits(bundle))
+    asked = requests.load(job.requests)
+    requests.check(asked, *limits(bundle))
     here = runtimes.of(place).check(place)
     began = environment.capture(job.board.root, of_runtime=here)
-    asked = workload(job.requests, requests.sequences, job.threads)
+    wanted = workload(job.requests, asked.sequences, job.threads)
     same = {name: began[name] for name in DECIDES}
     there = job.journal.exists()
-    events, anew = checks.continued(job.journal, job.bundle, asked, job.allow_inexact, same)
-    done = len(scores(events, requests.sequences)[0])
+    events, anew = checks.continued(job.journal, job.bundle, wanted, job.allow_inexact, same)
+    done = len(scores(events, asked.sequences)[0])
     if there:
-        text = anew or f"resuming: {done} of {requests.sequences} sequences are there already"
+        text = anew or f"resuming: {done} of {asked.sequences} sequences are there already"
         echo(checks.note(text, done))
     if any(event["event"] == "end" for event in events):
         return
     manifest.verify(job.bundle, bundle.get("files", {}))
     with journal.Journal(job.journal, echo) as log:
-        log.append(checks.begin(job.bundle, asked, job.allow_inexact, began, job.board))
+        log.append(checks.begin(job.bundle, wanted, job.allow_inexact, began, job.board))
         session = checks.passed(
-            place, job.allow_inexact, log, lambda session: _fits(requests, session.most_positions)
+            place, job.allow_inexact, log, lambda session: _fits(asked, session.most_positions)
         )
-        take(requests, done, session.logits, log)
+        tokens = golden.load(golden.golden_file(job.bundle, bundle))["tokens"]
+        batches = session.batches and same_together(session.logits, tokens, limits(bundle)[0])
+        take(asked, done, session.logits, log, TOGETHER if batches else 0)
         log.append(
             {
                 "event": "end",
                 "load_average": environment.load_average(job.board.root),
-                "session": dict(session.facts()),
+                "session": {**session.facts(), "batches": batches},
                 "profile": {},
             }
         )
 
 
-def workload(requests: Path, count: int, threads: int) -> dict[str, Any]:
+def workload(file: Path, sequences: int, threads: int) -> dict[str, Any]:
     """What decides the scores of a bundle, as ``begin`` has it."""
     return {
         work.TASK: work.SCORE,
-        "requests_sha256": manifest.sha256(requests),
-        "sequences": count,
+        "requests_sha256": manifest.sha256(file),
+        "sequences": sequences,
         "threads": threads,
     }
 
@@ -354,10 +265,10 @@ def limits(bundle: Mapping[str, Any]) -> tuple[int, int | None]:
     return length, vocabulary if type(vocabulary) is int else None
 
 
-def _fits(requests: Requests, most: int | None) -> None:
+def _fits(asked: Requests, most: int | None) -> None:
     """Refuse a sequence longer than what was built takes; None: as long as the context."""
-    if most is not None and requests.longest > most:
+    if most is not None and asked.longest > most:
         raise UsageError(
-            f"a sequence of {requests.longest + 1} tokens reads {requests.longest}: this engine "
-            f"holds {most}; slmq-edge build BUNDLE --context {requests.longest}"
+            f"a sequence of {asked.longest + 1} tokens reads {asked.longest}: this engine "
+            f"holds {most}; slmq-edge build BUNDLE --context {asked.longest}"
         )

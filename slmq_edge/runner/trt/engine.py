@@ -39,6 +39,7 @@ class Cache(NamedTuple):
 class Session:
     """An engine that is loaded and ready. ``limits``: of new, room and kept, what it takes."""
 
+    batches = False
     appends = True  # a prompt may follow a cache: slots are chosen by position
 
     def __init__(self, engine: Engine) -> None:
@@ -132,18 +133,18 @@ class Session:
         """Run one whole text, which nothing follows, and keep no more than a piece of it.
 
         Args:
-            tokens: int64 [length].
+            tokens: int64 [1, length].
             keep: for how many last positions logits are wanted, at most ``length``.
 
         Yields:
-            Logits, float32 [positions, vocab], ``keep`` positions in all.
+            Logits, float32 [1, positions, vocab], ``keep`` positions in all.
 
         Raises:
             SlmqError: the engine's rooms do not hold the text.
         """
-        for rows, _ in self._pieces(tokens[None], keep, 0, None):
+        for rows, _ in self._pieces(tokens, keep, 0, None):
             if len(rows):
-                yield rows
+                yield rows[None]
 
     def _pieces(
         self, tokens: Any, keep: int | None, room: int, piece: int | None

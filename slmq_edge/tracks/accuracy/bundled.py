@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge.files import existing_bundle
-from slmq_edge.runner import journal, manifest, runtimes, scoring
+from slmq_edge.runner import journal, manifest, requests, runtimes, scoring
 from slmq_edge.runner.agent import packages
 from slmq_edge.tracks.accuracy.sequences import (
+    REQUESTS,
     Kept,
     Order,
     Progress,
     Score,
     Sequence,
-    requests,
 )
 from slmq_edge.tracks.machines import Local, Machine
 
@@ -105,7 +105,7 @@ class Bundled:
         """See ``Scorer``."""
         order = Order(sequences)
         count = order.sequences
-        scoring.check(order.requests, *self._limits)
+        requests.check(order.requests, *self._limits)
 
         def told(event: Mapping[str, Any]) -> None:
             if event["event"] == "scores":
@@ -127,7 +127,7 @@ class Bundled:
 
     def _run(self, order: Order, path: Path, told: Callable[[Mapping[str, Any]], None]) -> None:
         """Have the machine score what is not in the journal yet."""
-        asked = requests(path)
+        asked = path.with_suffix(REQUESTS)
         order.write(asked)
         work = scoring.Job(
             self._bundle,

@@ -18,7 +18,7 @@ from slmq_edge import models
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.errors import MissingExtra, UsageError, unknown
 from slmq_edge.files import CHECKPOINT_FILE
-from slmq_edge.runner import journal, manifest, scoring
+from slmq_edge.runner import journal, manifest, requests, scoring
 from slmq_edge.tracks.accuracy.sequences import Kept, Order, Progress, Score, Sequence
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class InProcess:
     def score(self, sequences: List[Sequence], progress: Progress) -> list[Score]:
         """See ``Scorer``."""
         order = Order(sequences)
-        scoring.check(order.requests, self.context_length, self._model.shape.vocab)
+        requests.check(order.requests, self.context_length, self._model.shape.vocab)
 
         def told(line: str) -> None:
             event = json.loads(line)
@@ -108,8 +108,8 @@ def of_transformers(
 
     def logits(tokens: Any, keep: int) -> Iterator[Any]:
         with torch.inference_mode():
-            read = torch.from_numpy(tokens)[None].to(device)
-            yield loaded(read, use_cache=False, logits_to_keep=keep).logits[0].float().cpu().numpy()
+            read = torch.from_numpy(tokens).to(device)
+            yield loaded(read, use_cache=False, logits_to_keep=keep).logits.float().cpu().numpy()
 
     identity = {
         "runtime": "torch",
@@ -156,8 +156,8 @@ def simulated(simulation: Simulation) -> scoring.Logits:
     def logits(tokens: Any, keep: int) -> Iterator[Any]:
         import torch
 
-        hidden = simulation.hidden(torch.from_numpy(tokens)[None])[0, -keep:]
-        for rows in torch.split(hidden, ROWS):
+        hidden = simulation.hidden(torch.from_numpy(tokens))[:, -keep:]
+        for rows in torch.split(hidden, ROWS, dim=1):
             yield simulation.head(rows).float().cpu().numpy()
 
     return logits

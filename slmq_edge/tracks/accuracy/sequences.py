@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from slmq_edge.files import disk_errors
-from slmq_edge.runner.scoring import Requests
+from slmq_edge.runner.requests import Requests
 
+REQUESTS = ".npz"  # the file of requests beside a journal
 # Told how many tokens are read, and of how many: these go at one speed, which sequences do not.
 Progress = Callable[[int, int], None]
 
@@ -147,7 +148,7 @@ class Kept:
 
     @contextlib.contextmanager
     def journal(self, identity: Mapping[str, Any], order: Order) -> Iterator[Path]:
-        """Yield the journal of these requests by this scorer; ``requests`` lie beside it."""
+        """Yield the journal of these requests by this scorer; their file lies beside it."""
         if self._folder is None:
             with tempfile.TemporaryDirectory() as scratch:
                 yield Path(scratch) / "journal.jsonl"
@@ -156,7 +157,7 @@ class Kept:
             self._folder.mkdir(parents=True, exist_ok=True)
         asked = json.dumps({**identity, "requests": order.digest}, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.jsonl"
-        self._written += [path, requests(path), path.with_name(path.name + ".old")]
+        self._written += [path, path.with_suffix(REQUESTS), path.with_name(path.name + ".old")]
         yield path
 
     def forget(self) -> None:
@@ -166,11 +167,6 @@ class Kept:
         self._written.clear()
         if self._folder is not None and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
-
-
-def requests(journal: Path) -> Path:
-    """The file of requests beside a journal."""
-    return journal.with_suffix(".npz")
 
 
 def _int32(tokens: Any) -> Any:
