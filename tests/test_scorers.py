@@ -165,17 +165,39 @@ def test_a_bundle_scores_what_its_simulation_does(made: Made) -> None:
 
 
 def test_company_order_and_padding_change_no_bit(made: Made) -> None:
-    alike = [Sequence(one.tokens[:20], 1 + k % 4) for k, one in enumerate(made.asked[1:17:2])]
+    whole = [one.tokens for one in made.asked[1::2]]
+    alike = [Sequence(row[k : k + 20], 1 + k % 4) for row in whole for k in range(0, 70, 11)]
     scorers: list[Scorer] = [
         open_scorer(Asked(str(made.bundle), threads=1)),
         open_scorer(Asked(str(made.checkpoint))),
     ]
     for scorer in scorers:
         asked = made.asked[:6] + alike
+        assert Order(asked).tokens > scoring.WORTH * scoring.TOGETHER
         together = scorer.score(asked, silent)
         assert scorer.score(asked[::-1], silent) == together[::-1]
         for part in (slice(0, 1), slice(3, 5), slice(7, 8), slice(9, 13)):
             assert scorer.score(asked[part], silent) == together[part]
+
+
+def test_a_simulation_in_company_is_the_same(made: Made) -> None:
+    model = inprocess.of_checkpoint(made.checkpoint)
+    row = made.asked[1].tokens
+    asked = [Sequence(row[k : k + 9], 1 + k % 3) for k in range(80)]
+    calls: list[int] = []
+
+    def logits(tokens: Any, keep: int) -> Iterator[Any]:
+        calls.append(len(tokens))
+        return model.logits(tokens, keep)
+
+    alone, company = (
+        InProcess(dataclasses.replace(model, logits=logits, together=together), None)
+        for together in (0, 32)
+    )
+    found = alone.score(asked, silent)
+    assert set(calls) == {1}
+    assert company.score(asked, silent) == found
+    assert 8 in calls  # it was tried, at least
 
 
 # --- the runner, here
@@ -225,7 +247,7 @@ MANY, LONG = texts(12_000, longest=12), texts(24_000, longest=14)
 
 
 def test_a_toy_is_scored_and_leaves_nothing(toy: Path, tmp_path: Path) -> None:
-    told, asked, seen = Listener(), texts(40), []
+    told, asked, seen = Listener(), texts(240), []
     folder = tmp_path / "kept"
     scorer = open_scorer(Asked(str(toy), threads=1, folder=folder, told=told))
     found = scorer.score(asked, lambda done, total: seen.append((done, total)))

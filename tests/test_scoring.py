@@ -188,11 +188,20 @@ def test_company_is_tried_first() -> None:
         for piece in toy()(tokens, keep):
             yield piece * (1 + 1e-6) if len(tokens) > 1 else piece
 
-    assert scoring.same_together(toy(), tokens, 512)
-    assert not scoring.same_together(shy, tokens, 512)
+    assert scoring.company(toy(), tokens, 512, 5000, 128) == 128
+    assert scoring.company(shy, tokens, 512, 5000, 128) == 0
     calls: list[tuple[int, ...]] = []
-    assert scoring.same_together(toy(calls), tokens, 20)
+    assert scoring.company(toy(calls), tokens, 20, 5000, 128) == 128
     assert max(length for _, length in calls) == 16
+    calls.clear()
+    assert scoring.company(toy(calls), tokens, 512, 2047, 128) == 0  # not worth the trial
+    assert calls == []
+
+
+def test_what_is_left_to_read() -> None:
+    order = Order(texts(20))
+    for done in (0, 7, 20):
+        assert order.requests.left(done) == order.tokens - order.read(done)
 
 
 # --- requests

@@ -64,6 +64,10 @@ class Requests(NamedTuple):
         """Tokens of the longest sequence that are run."""
         return int(np.diff(self.offsets).max(initial=1)) - 1
 
+    def left(self, done: int) -> int:
+        """Tokens of the sequences from index ``done`` on that are run."""
+        return int(self.offsets[-1] - self.offsets[done]) - (self.sequences - done)
+
     def sequence(self, index: int) -> Any:
         """Int32 [length]."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]

@@ -33,8 +33,8 @@ from slmq_edge.runner.runtimes import Place
 # So much is lost by a kill, at most: a memory card takes long to flush, and lines stay short.
 FLUSH_SECONDS, FLUSH_SEQUENCES = 1.0, 1000
 TOGETHER = 128  # tokens: so many keep a CPU's cores as busy as more
+WORTH = 16  # batches: of fewer, the trial takes longer than it saves
 KEPT = 2  # positions whose logits are computed at least: one alone has a kernel of its own
-TRIED = ((4, KEPT), (16, 16), (64, KEPT))  # lengths in company, and positions that are kept of each
 DOING = {
     "begin": "probing integers",
     "probe": "checking golden prompts",
@@ -160,22 +160,38 @@ def _behind(pieces: Iterator[Any], unwanted: int) -> Iterator[Any]:
         del piece, rows  # before the next one is there
 
 
-def same_together(logits: Logits, tokens: Any, context_length: int) -> bool:
-    """Whether texts in company have the logits that they have alone, to the bit.
+def company(
+    logits: Logits, tokens: Any, context_length: int, left: int, together: int = TOGETHER
+) -> int:
+    """How many tokens may run as a batch: ``together``, or 0.
 
     Args:
         logits: computes them, of one row or of several.
         tokens: int64 [any], to make texts of.
         context_length: of the model.
+        left: tokens that are to be read.
+        together: asked for.
     """
-    for length, keep in TRIED:
+    if left < WORTH * together:
+        return 0
+    return together if same_together(logits, tokens, context_length, together) else 0
+
+
+def same_together(logits: Logits, tokens: Any, context_length: int, together: int) -> bool:
+    """Whether texts in company have the logits that they have alone, to the bit.
+
+    Looked at are the first, the last and one in the middle, of many short texts to two long ones.
+    See `company` for the arguments.
+    """
+    for length, keep in ((requests.SHORTEST, KEPT), (16, 16), (together // 2, KEPT)):
         if length > context_length:
             continue
-        texts = np.resize(tokens, (TOGETHER // length, length))
-        alone = [np.concatenate(list(logits(text[None], keep)), axis=1) for text in texts]
+        texts = np.resize(tokens, (together // length, length))
         whole = np.concatenate(list(logits(texts, keep)), axis=1)
-        if not np.array_equal(whole, np.concatenate(alone)):
-            return False
+        for row in (0, len(texts) // 2, -1):
+            alone = np.concatenate(list(logits(texts[row][None], keep)), axis=1)
+            if not np.array_equal(whole[row], alone[0]):
+                return False
     return True
 
 
@@ -229,13 +245,15 @@ def run(job: Job, echo: Callable[[str], object]) -> None:
             place, job.allow_inexact, log, lambda session: _fits(asked, session.most_positions)
         )
         tokens = golden.load(golden.golden_file(job.bundle, bundle))["tokens"]
-        batches = session.batches and same_together(session.logits, tokens, limits(bundle)[0])
-        take(asked, done, session.logits, log, TOGETHER if batches else 0)
+        together = 0
+        if session.batches:
+            together = company(session.logits, tokens, limits(bundle)[0], asked.left(done))
+        take(asked, done, session.logits, log, together)
         log.append(
             {
                 "event": "end",
                 "load_average": environment.load_average(job.board.root),
-                "session": {**session.facts(), "batches": batches},
+                "session": {**session.facts(), "batches": bool(together)},
                 "profile": {},
             }
         )

@@ -1,7 +1,9 @@
 """Scorers in this process: transformers' own model, and the simulation of a checkpoint.
 
-Both compute one sequence at a time: in a quantized model, a float that a batch rounds otherwise may
-flip an integer, and move a logit by as much as a better method gains.
+torch's products of floats add up in another order in a batch, so that transformers' model reads one
+sequence at a time; products of integers do not, and a simulation may be tried in company. In a
+quantized model, one float that is rounded otherwise may flip an integer, and move a logit by as
+much as a better method gains.
 """
 
 from __future__ import annotations
@@ -25,16 +27,21 @@ if TYPE_CHECKING:
     from slmq_edge.simulation import Simulation
 
 DTYPES = ("float32", "float16", "bfloat16")
+TOGETHER = 512  # tokens: integer weights become floats anew for every batch
 ROWS = 64  # positions whose logits a simulation computes at a time
 
 
 @dataclass(frozen=True)
 class Model:
-    """What scores: its logits, its limits, and its name."""
+    """What scores: its name, its limits, its logits.
+
+    together: tokens that may run as a batch, if that changes no bit; 0: each sequence runs alone.
+    """
 
     identity: Mapping[str, Any]
     shape: Anatomy
     logits: scoring.Logits
+    together: int = 0
 
 
 class InProcess:
@@ -66,8 +73,17 @@ class InProcess:
         ):
             done = len(scoring.scores(journal.read(path), order.sequences)[0])
             progress(order.read(done), order.tokens)
-            scoring.take(order.requests, done, self._model.logits, log)
+            together = self._together(order, done)
+            scoring.take(order.requests, done, self._model.logits, log, together)
             return order.restored(*scoring.scores(journal.read(path), order.sequences))
+
+    def _together(self, order: Order, done: int) -> int:
+        """Tokens that run as a batch; tried on the sequences' own."""
+        model, left = self._model, order.requests.left(done)
+        if not model.together:
+            return 0
+        tokens = order.requests.tokens.astype("int64")
+        return scoring.company(model.logits, tokens, self.context_length, left, model.together)
 
     def forget(self) -> None:
         """See ``Scorer``."""
@@ -147,7 +163,7 @@ def of_checkpoint(folder: Path) -> Model:
         "checkpoint_sha256": manifest.sha256(folder / CHECKPOINT_FILE),
         "versions": {"torch": torch.__version__},
     }
-    return Model(identity, found.anatomy, simulated(Simulation(found)))
+    return Model(identity, found.anatomy, simulated(Simulation(found)), TOGETHER)
 
 
 def simulated(simulation: Simulation) -> scoring.Logits:
