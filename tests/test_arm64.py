@@ -16,6 +16,7 @@ import pytest
 
 from slmq_edge.remote import package
 from slmq_edge.runner import job
+from slmq_edge.runner.work import write
 from tests import arm64, whole_way
 from tests.arm64 import DOT_PRODUCTS, EVERYTHING, NO_DOT_PRODUCTS
 from tests.test_runtimes import LOCKED, NEWEST
@@ -93,7 +94,7 @@ def test_cores_of_other_kinds(
 def run_archive(python: Path, cpu: str, bundle: Path, folder: Path) -> list[dict[str, Any]]:
     """Run the archive as it is, without an agent; return what it says, line by line."""
     work = job.Job(bundle, folder / "journal.jsonl", WORK, "cpu", False, power_seconds=0.0)
-    job.write(work, folder / "job.json")
+    write(work, folder / "job.json")
     archive = package.runner_zipapp(folder)
     variables = {**os.environ, "QEMU_CPU": cpu}
     variables.pop("PYTHONPATH", None)

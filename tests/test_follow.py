@@ -44,12 +44,12 @@ def digest(text: str) -> str:
 def test_a_copy_is_what_was_sent(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     with Copy(path) as copy:
-        assert (copy.size, copy.sha256, copy.repetitions) == (0, digest(""), 0)
+        assert (copy.size, copy.sha256, copy.taken) == (0, digest(""), 0)
         assert [event["index"] for event in copy.append(LINES[0] + LINES[1])] == [0, 1]
         assert copy.append("") == []
-        assert (copy.size, copy.repetitions) == (len(LINES[0] + LINES[1]), 2)
+        assert (copy.size, copy.taken) == (len(LINES[0] + LINES[1]), 2)
     with Copy(path) as copy:
-        assert (copy.sha256, copy.repetitions) == (digest(LINES[0] + LINES[1]), 2)
+        assert (copy.sha256, copy.taken) == (digest(LINES[0] + LINES[1]), 2)
         copy.append("".join(LINES[2:]))
         assert copy.sha256 == digest(JOURNAL)
     assert path.read_text() == JOURNAL
@@ -61,16 +61,16 @@ def test_repetitions_that_were_put_aside_do_not_count(tmp_path: Path) -> None:
     again = json.dumps({"event": "again", "drift": {"decode_seconds": 0.5}}) + "\n"
     with Copy(tmp_path / "journal.jsonl") as copy:
         copy.append(LINES[0] + LINES[1] + again)
-        assert (copy.repetitions, copy.taken) == (0, 2)
+        assert (copy.counted, copy.taken) == (0, 2)
         copy.append(LINES[0])
-        assert (copy.repetitions, copy.taken) == (1, 3)
+        assert (copy.counted, copy.taken) == (1, 3)
 
 
 def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text(LINES[0] + '{"event": "repet')
     with Copy(path) as copy:
-        assert (copy.size, copy.repetitions) == (len(LINES[0]), 1)
+        assert (copy.size, copy.taken) == (len(LINES[0]), 1)
         copy.append(LINES[1])
     assert path.read_text() == LINES[0] + LINES[1]
 
@@ -102,7 +102,7 @@ def test_beginning_anew_keeps_what_was_there(tmp_path: Path) -> None:
     with Copy(path) as copy:
         copy.append(LINES[0])
         copy.begin_anew()
-        assert (copy.size, copy.repetitions) == (0, 0)
+        assert (copy.size, copy.taken) == (0, 0)
         copy.append(LINES[1])
     assert path.read_text() == LINES[1]
     assert (tmp_path / "journal.jsonl.old").read_text() == LINES[0]

@@ -17,6 +17,7 @@ from slmq_edge.profiles import Board
 from slmq_edge.runner import job, journal
 from slmq_edge.runner.agent import state
 from slmq_edge.runner.measure import Workload
+from slmq_edge.runner.work import write
 from tests import supervised, toy_graph
 from tests.supervised import until
 
@@ -74,7 +75,7 @@ def _write_job(tmp_path: Path, folder: Path) -> Path:
     folder.mkdir()
     path = folder / "journal.jsonl"
     work = job.Job(bundle, path, WORK, "cpu", False, None, Board(), 0.0, again=False)
-    job.write(work, folder / "job.json")
+    write(work, folder / "job.json")
     return path
 
 

@@ -24,8 +24,8 @@ from slmq_edge.remote.target import Target
 from slmq_edge.remote.transport import LinkLost
 from slmq_edge.runner import journal
 from slmq_edge.runner.agent import state
-from slmq_edge.runner.job import Job
 from slmq_edge.runner.measure import Workload
+from slmq_edge.runner.work import Work
 from slmq_edge.tracks import inference
 from tests import toy_graph
 from tests.relay import Relay
@@ -320,7 +320,7 @@ def test_a_journal_of_another_run_is_put_aside(bundle: Path, home: Path, tmp_pat
 
 def test_a_run_that_is_home_is_no_failure(bundle: Path, home: Path, tmp_path: Path) -> None:
     class Full(Remote):
-        def run(self, work: Job, progress: Any) -> None:
+        def run(self, work: Work, progress: Any) -> None:
             super().run(work, progress)
 
             def ask(do: str, **request: Any) -> Any:

@@ -49,7 +49,7 @@ class Device:
         wanted = job.Job(
             self._bundle, Path("x"), work, "cpu", False, None, Board(), 0.0, again=False
         )
-        request = {"job": job.document(wanted), "deadline_seconds": 60.0, **others}
+        request = {"job": wanted.document(), "deadline_seconds": 60.0, **others}
         return self.agent.ask("start", id=name, label="ana@desk", **request)
 
     def poll(self, name: str = OWN, had: bytes = b"", wait: float = 30.0) -> dict[str, Any]:

@@ -44,9 +44,9 @@ class Copy:
         return self._digest.hexdigest()
 
     @property
-    def repetitions(self) -> int:
-        """Those that count: of the last try."""
-        return self._repetitions
+    def counted(self) -> int:
+        """Repetitions of the last try, or scores of sequences; see `journal.taken`."""
+        return self._counted
 
     @property
     def taken(self) -> int:
@@ -100,7 +100,7 @@ class Copy:
             raise
         lines = self.path.read_bytes().splitlines(keepends=True)[: len(events)]
         self._digest, self._size = hashlib.sha256(), 0
-        self._repetitions = self._taken = 0
+        self._counted = self._taken = 0
         self._count(lines, events)
         self._stream.truncate(self._size)
 
@@ -115,9 +115,9 @@ class Copy:
             self._digest.update(line)
             self._size += len(line)
         for event in events:
-            is_one = event["event"] == "repetition"
-            self._taken += is_one
-            self._repetitions = 0 if event["event"] == "again" else self._repetitions + is_one
+            taken = journal.taken(event)
+            self._taken += taken
+            self._counted = 0 if event["event"] == "again" else self._counted + taken
 
 
 def waits() -> Iterator[float]:
@@ -134,7 +134,7 @@ def follow(
         run: its id.
         copy: what is here already; only what is new is passed on.
         progress: told of every event that comes, of the runner's notes, and of ``kept``: done,
-            how many repetitions were here before.
+            how many repetitions or scores were here before.
         first: whether nothing has been told of this run yet.
 
     Raises:
@@ -150,8 +150,8 @@ def follow(
             said = f"the journal here is of another run: it is put aside as {copy.path.name}.old"
             progress(note(said, -told))
             copy.begin_anew()
-        elif first and copy.repetitions:
-            told = copy.repetitions
+        elif first and copy.counted:
+            told = copy.counted
             progress({"event": "kept", "done": told})
         first = False
         for event in copy.append(answer["journal"]):
@@ -168,5 +168,5 @@ def follow(
 
 
 def note(text: str, done: int = 0) -> dict[str, Any]:
-    """What is told beside the events. done: repetitions that were here before; < 0: are no more."""
+    """What is told beside the events. done: what was taken before; < 0: so many are no more."""
     return {"event": "note", "text": text, "done": done}

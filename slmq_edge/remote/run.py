@@ -1,4 +1,4 @@
-"""Measure on another machine: send the bundle, start a job that needs no link, bring its run home.
+"""Work on another machine: send the bundle, start a job that needs no link, bring its journal home.
 
 A job is named by all that decides it, so the same command finds it again: running, ended, or lost
 in a reboot. Ctrl-C leaves it running there.
@@ -23,30 +23,20 @@ from slmq_edge.remote.follow import Copy, Progress, follow, note
 from slmq_edge.remote.needs import ON_GPU, require
 from slmq_edge.remote.target import Target
 from slmq_edge.remote.transport import LinkLost, connect
-from slmq_edge.remote.upload import push
+from slmq_edge.remote.upload import push, send
 from slmq_edge.results import Device
-from slmq_edge.runner import job, manifest, runtimes
-from slmq_edge.tracks.inference import of_facts
+from slmq_edge.runner import manifest, runtimes
+from slmq_edge.runner.work import Work
+from slmq_edge.tracks.machines import of_facts
 
 RECONNECT_SECONDS = 15 * 60.0
 DEADLINE_SECONDS = 6 * 3600.0
-RESTARTS = 3  # of a job that was lost and has taken no repetition since
+RESTARTS = 3  # of a job that was lost and has taken nothing since
 LOST, DONE, BUSY, FAILED = "lost", "done", "busy", "failed"
-# The last event of a journal -> what was being done when it ended.
-DOING = {
-    "begin": "probing integers",
-    "probe": "checking golden prompts",
-    "golden": "loading",
-    "load": "warming up",
-    "warmup": "measuring",
-    "repetition": "measuring",
-    "again": "measuring",
-    "power": "measuring power",
-}
 
 
 class Remote:
-    """A machine behind a transport: see `tracks.inference.Machine`.
+    """A machine behind a transport: see `tracks.machines.Machine`.
 
     Args:
         target: which one.
@@ -69,7 +59,7 @@ class Remote:
             self._transport, target, reconnect_seconds=reconnect_seconds, note=self._tell
         )
         self._seen: dict[str, Any] | None = None
-        self._run: str | None = None
+        self._runs: list[str] = []
         self._started = False
         self._progress: Progress | None = None
 
@@ -100,29 +90,29 @@ class Remote:
         return int(self.seen["cores"])
 
     def device(self, place: runtimes.Place) -> tuple[Device, Board]:
-        """See `tracks.inference.Machine`."""
+        """See `tracks.machines.Machine`."""
         require(self._target, self.seen, place)
         facts = devices.detect(self.seen)
         gpu = self._gpu(facts) if manifest.kind_of(place.bundle) in ON_GPU else None
         return of_facts(facts, gpu)
 
-    def run(self, work: job.Job, progress: Progress) -> None:
-        """See `tracks.inference.Machine`."""
+    def run(self, work: Work, progress: Progress) -> None:
+        """See `tracks.machines.Machine`."""
         self._progress = progress
         try:
-            folder = self._push(work, progress)
-            self._run = run_id(work)
+            places = self._push(work, progress)
+            self._runs.append(run_id(work))
             with Copy(work.journal) as copy:
-                self._measure(work, folder, copy, progress)
+                self._see_through(work, places, copy, progress)
         finally:
             self._progress = None
 
     def forget(self) -> None:
-        """See `tracks.inference.Machine`. What was measured is here: what fails now is a note."""
-        if self._run is None:
-            return
+        """See `tracks.machines.Machine`. What was taken is here: what fails now is a note."""
         try:
-            self._agent.ask("forget", id=self._run)
+            while self._runs:
+                self._agent.ask("forget", id=self._runs[-1])
+                self._runs.pop()
         except SlmqError as error:
             self._tell(f"{error}; the same command would bring the same figures home once more")
 
@@ -134,24 +124,29 @@ class Remote:
         """
         return str(self._agent.ask("stop")["id"])
 
-    def _push(self, work: job.Job, progress: Progress) -> str:
+    def _push(self, work: Work, progress: Progress) -> dict[str, str]:
+        """Send the bundle and what else a job needs: fields of its document, with names there."""
+
         def told(done: int, total: int) -> None:
             progress({"event": "upload", "bytes": done, "total_bytes": total})
 
         try:
-            return push(self._agent, self._transport, work.bundle, told)
+            files = send(self._agent, self._transport, work.files(), told)
+            return {**files, "bundle": push(self._agent, self._transport, work.bundle, told)}
         except KeyboardInterrupt:
             name = self._target.name
             progress(note(f"what was sent is kept on {name}: the same command goes on from there"))
             raise
 
-    def _measure(self, work: job.Job, folder: str, copy: Copy, progress: Progress) -> None:
+    def _see_through(
+        self, work: Work, places: Mapping[str, str], copy: Copy, progress: Progress
+    ) -> None:
         """Start the job and follow it; again where it was lost, as long as that gets on."""
         left, first = RESTARTS, True
         while True:
             before = copy.taken
             try:
-                self._start(work, folder)
+                self._start(work, places)
                 ended = follow(self._agent, run_id(work), copy, progress, first)
                 first = False
             except LinkLost as error:
@@ -165,11 +160,11 @@ class Remote:
                 return
             left = RESTARTS if copy.taken > before else left - 1
             if ended["state"] != LOST or left <= 0:
-                raise self._failure(ended, copy)
+                raise self._failure(work, ended, copy)
             progress(note(f"{self._target.name}: {ended['text']}; starting the job again"))
 
-    def _start(self, work: job.Job, folder: str) -> None:
-        document = {**job.document(work), "bundle": folder}
+    def _start(self, work: Work, places: Mapping[str, str]) -> None:
+        document = {**work.document(), **places}
         answer = self._agent.ask(
             "start",
             id=run_id(work),
@@ -187,20 +182,20 @@ class Remote:
         name = self._target.name
         return f"what was started on {name} goes on by itself: the same command follows it"
 
-    def _failure(self, ended: Mapping[str, Any], copy: Copy) -> Exception:
+    def _failure(self, work: Work, ended: Mapping[str, Any], copy: Copy) -> Exception:
         """What ended the job: its own refusal, its device, or our bug."""
         name, refusal = self._target.name, ended.get("refusal")
         if ended["state"] == FAILED and not copy.taken:
-            copy.path.unlink()  # nothing was measured: nothing is to be gone on from
+            copy.path.unlink()  # nothing was taken: nothing is to be gone on from
             self.forget()
         if ended["state"] == FAILED and refusal is not None:
             return as_raised(refusal["error"], f"{name}: {refusal['text']}")
         if ended["state"] == FAILED and ended["exit_code"] > 0:
             return RuntimeError(f"the runner on {name} failed:\n{ended['words']}")
-        doing = DOING.get(str(ended.get("after")), "starting")
+        doing = work.doing.get(str(ended.get("after")), "starting")
         return SlmqError(
             f"{name}: {ended['state'].replace('_', ' ')} while {doing}: {ended['text']}; "
-            f"{copy.repetitions} repetitions are kept: the same command goes on from there"
+            f"{copy.taken} {work.unit} are kept: the same command goes on from there"
         )
 
     def _gpu(self, facts: devices.Facts) -> str | None:
@@ -221,11 +216,12 @@ class Remote:
             self._progress(note(text))
 
 
-def run_id(work: job.Job) -> str:
-    """Name a job by all that decides what is measured: 64 hexadecimal digits."""
-    document = job.document(work)
+def run_id(work: Work) -> str:
+    """Name a job by all that decides what is taken: 64 hexadecimal digits."""
+    document = work.document()
     del document["journal"]
     document["bundle"] = manifest.sha256(work.bundle / manifest.BUNDLE_FILE)
+    document.update({field: manifest.sha256(path) for field, path in work.files().items()})
     text = json.dumps(document, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 

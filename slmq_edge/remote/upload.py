@@ -12,6 +12,7 @@ from slmq_edge.errors import Damaged, SlmqError
 from slmq_edge.files import existing_bundle
 from slmq_edge.remote.agent import Agent
 from slmq_edge.remote.transport import LinkLost, Transport
+from slmq_edge.runner.agent.store import STORE
 from slmq_edge.runner.manifest import BUNDLE_FILE, entries, sha256, verify
 
 BATCH_BYTES = 1 << 20  # small files go together; a claim on them does not last long
@@ -43,12 +44,31 @@ def push(agent: Agent, transport: Transport, bundle: Path, progress: Progress) -
             arrived is kept there, and the next push goes on from it.
     """
     verify(bundle, existing_bundle(bundle)["files"])
-    files = _files_of(bundle)
+    _bring(agent, transport, _files_of(bundle), progress)
+    folder = agent.ask("assemble", manifest=sha256(bundle / BUNDLE_FILE))["folder"]
+    return str(folder)
+
+
+def send(
+    agent: Agent, transport: Transport, files: Mapping[str, Path], progress: Progress
+) -> dict[str, str]:
+    """Bring single files to a device; return the path of each there, under the name given.
+
+    They stay in its store until nobody has used them for long. Raises what `push` does.
+    """
+    digests = {name: sha256(path) for name, path in files.items()}
+    found = {digests[name]: File(path, path.stat().st_size) for name, path in files.items()}
+    if found:
+        _bring(agent, transport, found, progress)
+    return {name: f"{agent.home}/{STORE}/{digest}" for name, digest in digests.items()}
+
+
+def _bring(
+    agent: Agent, transport: Transport, files: Mapping[str, File], progress: Progress
+) -> None:
     upload = _Upload(agent, transport, files, progress)
     for batch in _batches(upload.missing(), files):
         upload.bring(batch)
-    folder = agent.ask("assemble", manifest=sha256(bundle / BUNDLE_FILE))["folder"]
-    return str(folder)
 
 
 class _Upload:

@@ -14,12 +14,11 @@ Loading is timed from a warm page cache: the check has just read every file.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, NoReturn
+from typing import Any, Callable, Mapping, NamedTuple, NoReturn
 
 import slmq_edge
 from slmq_edge.errors import Damaged, SlmqError
@@ -27,20 +26,31 @@ from slmq_edge.profiles import Board, Profile
 from slmq_edge.profiles import load as load_profile
 from slmq_edge.runner import (
     around,
+    checks,
     environment,
     golden,
     journal,
     manifest,
     measure,
-    probe,
     resume,
     runtimes,
     windows,
+    work,
 )
 from slmq_edge.runner.runtimes import Place
 
 AGAIN_COOL_SECONDS = 20.0  # the longest wait before each repetition of a second attempt
 Echo = Callable[[str], object]
+DOING = {
+    "begin": "probing integers",
+    "probe": "checking golden prompts",
+    "golden": "loading",
+    "load": "warming up",
+    "warmup": "measuring",
+    "repetition": "measuring",
+    "again": "measuring",
+    "power": "measuring power",
+}
 
 
 class Job(NamedTuple):
@@ -68,33 +78,44 @@ class Job(NamedTuple):
         bundle = manifest.read_bundle(self.bundle)
         return Place(self.bundle, bundle, self.workload.threads, self.engines)
 
+    @property
+    def unit(self) -> str:
+        """See `work.Work`."""
+        return "repetitions"
 
-def document(job: Job) -> dict[str, Any]:
-    """Return a job as JSON."""
-    return {
-        **job._asdict(),
-        "bundle": str(job.bundle),
-        "journal": str(job.journal),
-        "workload": job.workload._asdict(),
-        "engines": None if job.engines is None else str(job.engines),
-        "board": job.board._asdict(),
-    }
+    @property
+    def doing(self) -> Mapping[str, str]:
+        """See `work.Work`."""
+        return DOING
 
+    def files(self) -> Mapping[str, Path]:
+        """A bundle is all that it needs."""
+        return {}
 
-def write(job: Job, path: Path) -> None:
-    path.write_text(json.dumps(document(job)), encoding="utf-8")
+    def document(self) -> dict[str, Any]:
+        """See `work.Work`."""
+        return {
+            work.TASK: work.MEASURE,
+            **self._asdict(),
+            "bundle": str(self.bundle),
+            "journal": str(self.journal),
+            "workload": self.workload._asdict(),
+            "engines": None if self.engines is None else str(self.engines),
+            "board": self.board._asdict(),
+        }
 
 
 def read(path: Path) -> Job:
     """Read a job file; a missing or misspelt field is refused."""
+    fields = work.read(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields.pop(work.TASK, None)
         fields["workload"] = measure.Workload(**fields["workload"])
         fields["bundle"], fields["journal"] = Path(fields["bundle"]), Path(fields["journal"])
         fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
         fields["board"] = Board.of(fields.get("board", {}))
         return Job(**fields)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{path} is not a job: {error}") from error
 
 
@@ -107,35 +128,23 @@ def check(job: Job, echo: Echo) -> bool:
         SlmqError: something is not as promised; nothing has been timed.
     """
     place = job.place()
-    bundle, runtime = place.bundle, runtimes.of(place)
+    bundle = place.bundle
     measure.check_workload(job.workload, bundle)
-    here, root = runtime.check(place), job.board.root
+    here, root = runtimes.of(place).check(place), job.board.root
     began = environment.capture(root, of_runtime=here, power_mode=_mode(job))
     todo = _prepare(job, began, echo)
     if todo.nothing:
         return False
     manifest.verify(job.bundle, bundle.get("files", {}))
     with journal.Journal(job.journal, echo) as log:
-        log.append(
-            {
-                "event": "begin",
-                "bundle_sha256": manifest.sha256(job.bundle / manifest.BUNDLE_FILE),
-                "workload": job.workload._asdict(),
-                "allow_inexact": job.allow_inexact,
-                "environment": began,
-                "at": time.time(),
-                "pid": os.getpid(),
-                "board": job.board._asdict(),
-            }
+        asked = job.workload._asdict()
+        log.append(checks.begin(job.bundle, asked, job.allow_inexact, began, job.board))
+        checks.passed(
+            place,
+            job.allow_inexact,
+            log,
+            lambda session: measure.check_positions(job.workload, session.most_positions),
         )
-        exactness = runtime.probe(place)
-        log.append({"event": "probe", "result": exactness and exactness._asdict()})
-        probe.refuse_inexact(exactness, job.allow_inexact)
-        session = runtime.prepare(place, probe.graph_to_run(exactness))()
-        measure.check_positions(job.workload, session.most_positions)
-        arrays = golden.load(golden.golden_file(job.bundle, bundle))
-        report = golden.check(session, arrays, golden.limits(bundle))
-        log.append({"event": "golden", "report": report._asdict()})
     return True
 
 
@@ -150,24 +159,16 @@ def _mode(job: Job) -> str | None:
 
 def _prepare(job: Job, here: dict[str, Any], echo: Echo) -> resume.Todo:
     """What is to take; a journal of something else is put aside, and it is said."""
-    wanted = job.workload.repetitions
-    if not job.journal.exists():
-        return resume.todo([], wanted, job.power_seconds)
-    with journal.Journal(job.journal):  # nobody else's
-        events = journal.read(job.journal)
-        digest = manifest.sha256(job.bundle / manifest.BUNDLE_FILE)
-        asked = job.workload._asdict()
-        reason = resume.other(events, digest, asked, job.allow_inexact, environment.identity(here))
-        if reason:
-            aside = job.journal.with_name(job.journal.name + ".old")
-            os.replace(job.journal, aside)
-            events = []
+    wanted, asked = job.workload.repetitions, job.workload._asdict()
+    there = job.journal.exists()
+    events, anew = checks.continued(
+        job.journal, job.bundle, asked, job.allow_inexact, environment.identity(here)
+    )
     todo = resume.todo(events, wanted, job.power_seconds)
-    done = wanted - len(todo.repetitions)
-    text = f"resuming: {done} of {wanted} repetitions are there already"
-    if reason:
-        text = f"starting anew: {reason}; its journal is kept in {aside.name}"
-    echo(json.dumps({"event": "note", "text": text, "done": done}))
+    if there:
+        done = wanted - len(todo.repetitions)
+        text = anew or f"resuming: {done} of {wanted} repetitions are there already"
+        echo(checks.note(text, done))
     return todo
 
 

@@ -10,6 +10,7 @@ load                    seconds, memory {phase: {kind: bytes}}, kv_bytes_per_tok
                         session, state
 warmup, repetition      index, prefill_seconds, decode_seconds, decode_step_seconds, memory,
                         cooled_seconds, state
+scores                  first, logprobs, greedy: of sequences ``first`` on, see `scoring`
 again                   drift {series: share}: the repetitions before it were not steady, and
                         those behind it take their place
 end                     load_average, session, profile
@@ -31,12 +32,13 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import IO, Any, Callable
+from typing import IO, Any, Callable, Mapping
 
 from slmq_edge.errors import Damaged, SlmqError
 
 NUMBER = (int, float)
 OF_NAMES = ("total_rails",)  # lists of text; all others are of numbers
+OF_CHOICES = ("allow_inexact", "greedy")  # true or false, or a list of these
 OBJECTS = ("session", "state", "board", "profile")  # that an event may lack
 FIELDS: dict[str, dict[str, Any]] = {
     "begin": {
@@ -67,6 +69,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "counter_joules": (int, float, type(None)),
         "total_rails": list,
     },
+    "scores": {"first": int, "logprobs": list, "greedy": list},
     "again": {"drift": dict},
     "end": {"load_average": (int, float, type(None))},
 }
@@ -157,6 +160,13 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
     return event  # type: ignore[no-any-return]
 
 
+def taken(event: Mapping[str, Any]) -> int:
+    """How many repetitions, or scores of sequences, an event holds."""
+    if event["event"] == "scores":
+        return len(event["logprobs"])
+    return int(event["event"] == "repetition")
+
+
 def _are_bytes(event: dict[str, Any]) -> bool:
     parts = event.get("device_memory", {})
     return isinstance(parts, dict) and all(type(count) is int for count in parts.values())
@@ -167,9 +177,11 @@ def _is_sound(field: str, value: object) -> bool:
     if isinstance(value, list):
         if field in OF_NAMES:
             return all(isinstance(item, str) for item in value)
+        if field in OF_CHOICES:
+            return all(isinstance(item, bool) for item in value)
         return all(isinstance(item, NUMBER) and _is_sound(field, item) for item in value)
     if isinstance(value, bool):
-        return field == "allow_inexact"
+        return field in OF_CHOICES
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or abs(value) < 1 << 63

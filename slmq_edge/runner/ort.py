@@ -14,7 +14,7 @@ import contextlib
 import importlib.metadata
 import re
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class Session:
     for the logits of the positions before it; padding on the left is not supported. trace: a
     folder for ONNX Runtime's own record of every operator, which slows it down.
     """
+
+    batches = True
 
     def __init__(
         self,
@@ -139,24 +141,51 @@ class Session:
         Returns:
             logits, float32 [batch, kept, vocab], and the cache of ``length`` positions.
         """
+        kept, cache = [], None
+        for logits, grown in self._pieces(tokens, keep, room, piece, self._shrinking):
+            cache = grown
+            if logits is not None:
+                kept.append(logits)
+        assert cache is not None, "there is a piece at least"
+        self._give_back()
+        return (kept[0] if len(kept) == 1 else np.concatenate(kept, axis=1)), cache
+
+    def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
+        """Run whole texts, which nothing follows, and keep no more than a piece of them.
+
+        Between texts no memory is given back: that takes half of a small model's time.
+
+        Args:
+            tokens: int64 [batch, length].
+            keep: for how many last positions logits are wanted, at most ``length``.
+
+        Yields:
+            Logits, float32 [batch, positions, vocab], ``keep`` positions in all.
+        """
+        for logits, _ in self._pieces(tokens, keep, 0, None, None):
+            if logits is not None:
+                yield logits
+            del logits
+
+    def _pieces(
+        self, tokens: Any, keep: int | None, room: int, piece: int | None, options: Any
+    ) -> Iterator[tuple[Any, Cache]]:
+        """A prompt piece by piece: what is wanted of its logits, or None, and the cache so far."""
         batch, length = tokens.shape
         if length < 1:
             raise ValueError("a prompt has at least one token")
         held = length + room if self._in_place else 0
         cache = self._cache(self._buffers(batch, held), 0, held)
         size = (piece or PIECE) if self.appends and batch == 1 else length
-        kept = []
         for start in range(0, length, size):
             part = tokens[:, start : start + size]
             # Of logits, at least one position's are computed, wanted or not.
             unseen = length - start - part.shape[1]
             wanted = part.shape[1] if keep is None else keep - unseen
             some = None if keep is None else min(max(wanted, 1), part.shape[1])
-            logits, cache = self._run(part, cache, some, self._shrinking)
-            if wanted > 0:
-                kept.append(logits)
-        self._give_back()
-        return (kept[0] if len(kept) == 1 else np.concatenate(kept, axis=1)), cache
+            logits, cache = self._run(part, cache, some, options)
+            yield (logits if wanted > 0 else None), cache
+            del logits  # before the next piece's are there
 
     def step(self, tokens: Any, cache: Cache) -> tuple[Any, Cache]:
         """Run one more token: int64 [batch, 1] -> float32 [batch, 1, vocab] and the new cache.

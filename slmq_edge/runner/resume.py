@@ -8,6 +8,7 @@ from slmq_edge.runner import environment, stability
 from slmq_edge.runner.windows import PHASES
 
 Events = Sequence[Mapping[str, Any]]
+MAY_DIFFER = ("repetitions",)  # of a workload
 
 
 class Todo(NamedTuple):
@@ -74,7 +75,7 @@ def other(
         digest: SHA-256 of the bundle's manifest.
         workload: asked for; more or fewer repetitions than then may be.
         allow_inexact: asked for.
-        here: `environment.identity` of this machine.
+        here: `environment.identity` of this machine, or as much of it as matters.
     """
     begins = [event for event in events if event["event"] == "begin"]
     if not begins:
@@ -82,7 +83,8 @@ def other(
     for begin in begins:
         if begin["bundle_sha256"] != digest:
             return "the interrupted run was of another bundle"
-        taken = {**begin["workload"], "repetitions": workload["repetitions"]}
+        free = {name: workload[name] for name in MAY_DIFFER if name in workload}
+        taken = {**begin["workload"], **free}
         if taken != dict(workload) or begin["allow_inexact"] != allow_inexact:
             return "the interrupted run had another workload"
         there = environment.identity(begin["environment"])

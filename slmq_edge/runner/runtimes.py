@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Protocol
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Protocol
 
 from slmq_edge.errors import UsageError, unknown
 from slmq_edge.runner import asked, manifest, ort, probe
@@ -34,6 +34,16 @@ class Session(Decoder, Protocol):
     @property
     def most_positions(self) -> int | None:
         """How long a text can become here; None: as the bundle says."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether ``logits`` takes several rows."""
+
+    def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
+        """Of the last ``keep`` positions of texts, int64 [rows, length], which nothing follows.
+
+        Float32 [rows, positions, vocab], a piece of the positions at a time.
+        """
 
     def device_memory(self) -> Mapping[str, int] | None:
         """Bytes on a device of its own by what they are for; None where that is the host."""

@@ -29,6 +29,7 @@ LOCK_SECONDS = 2.0  # who holds the lock writes his name into it a moment later
 LONGEST_WAIT_SECONDS = 60.0
 LOOK_SECONDS = 0.25
 MOST_BYTES = 4 << 20  # of a journal in one answer
+PATHS = ("bundle", "engines", "requests")  # fields of a job; not every job has all
 
 Answer = Dict[str, Any]
 
@@ -196,12 +197,8 @@ def _holder(path: Path) -> Answer:
 def _job(folder: Path, request: Mapping[str, Any]) -> Answer:
     """The job, with paths of this device; they may come relative to the login's home."""
     job = dict(request["job"])
-    return {
-        **job,
-        "bundle": os.path.abspath(job["bundle"]),
-        "engines": os.path.abspath(job["engines"]) if job.get("engines") else None,
-        "journal": str(folder / state.JOURNAL),
-    }
+    paths = {name: os.path.abspath(job[name]) for name in PATHS if job.get(name)}
+    return {**job, **paths, "journal": str(folder / state.JOURNAL)}
 
 
 def _supervised(folder: Path, deadline_seconds: float, lock: int) -> Answer:

@@ -179,7 +179,7 @@ def _refusal(echo: str) -> Mapping[str, str] | None:
 
 
 def _progress(journal: Path) -> dict[str, Any]:
-    """kept: finished repetitions in a journal. after: its last event."""
+    """kept: finished repetitions, or scored sequences, in a journal. after: its last event."""
     kept: set[object] = set()
     last = None
     for event in _events(journal):
@@ -188,6 +188,8 @@ def _progress(journal: Path) -> dict[str, Any]:
             kept.clear()
         elif last == "repetition":
             kept.add(event.get("index"))
+        elif last == "scores":
+            kept.update(range(event["first"], event["first"] + len(event["logprobs"])))
     return {"kept": len(kept), "after": last}
 
 

@@ -9,7 +9,7 @@ that the last one had. As in ``ort``, of two continuations of one cache the last
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Iterator, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Cache(NamedTuple):
 class Session:
     """An engine that is loaded and ready. ``limits``: of new, room and kept, what it takes."""
 
+    batches = False
     appends = True  # a prompt may follow a cache: slots are chosen by position
 
     def __init__(self, engine: Engine) -> None:
@@ -121,6 +122,34 @@ class Session:
         Raises:
             SlmqError: the engine's rooms do not hold the prompt and what follows.
         """
+        kept, cache = [], None
+        for rows, grown in self._pieces(tokens, keep, room, piece):
+            cache = grown
+            kept.append(rows)
+        assert cache is not None, "there is a piece at least"
+        return np.concatenate(kept)[None], cache
+
+    def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
+        """Run one whole text, which nothing follows, and keep no more than a piece of it.
+
+        Args:
+            tokens: int64 [1, length].
+            keep: for how many last positions logits are wanted, at most ``length``.
+
+        Yields:
+            Logits, float32 [1, positions, vocab], ``keep`` positions in all.
+
+        Raises:
+            SlmqError: the engine's rooms do not hold the text.
+        """
+        for rows, _ in self._pieces(tokens, keep, 0, None):
+            if len(rows):
+                yield rows[None]
+
+    def _pieces(
+        self, tokens: Any, keep: int | None, room: int, piece: int | None
+    ) -> Iterator[tuple[Any, Cache]]:
+        """A prompt piece by piece: what is wanted of its logits [wanted, vocab], and the cache."""
         batch, length = tokens.shape
         if batch != 1 or length < 1:
             raise ValueError("an engine runs one prompt at a time, of at least one token")
@@ -128,14 +157,12 @@ class Session:
         cache = Cache(0, 0, self._turn)
         first = 0 if keep is None else max(0, length - keep)
         longest = min(piece or self.limits[NEW], self.limits[NEW])
-        kept = []
         while cache.length < length:
             start = cache.length
             size = min(longest, max(first - start, 0) + self.limits[KEPT], length - start)
             wanted = max(0, start + size - max(first, start))
             rows, cache = self._run(tokens[0, start : start + size], cache, wanted)
-            kept.append(rows)
-        return np.concatenate(kept)[None], cache
+            yield rows, cache
 
     def step(self, tokens: Any, cache: Cache) -> tuple[Any, Cache]:
         """Run one more token: int64 [1, 1] -> float32 [1, 1, vocab] and the new cache.

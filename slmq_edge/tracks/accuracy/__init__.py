@@ -1,0 +1,1 @@
+"""The accuracy track: the same questions on every runtime."""
