@@ -106,7 +106,7 @@ def evaluate(
     """
     from slmq_edge.commands.formats import chosen_format
     from slmq_edge.commands.progress import bar
-    from slmq_edge.errors import UsageError
+    from slmq_edge.errors import UsageError, unknown
     from slmq_edge.files import check_output
     from slmq_edge.remote.inventory import targets
     from slmq_edge.reports.eval import WRITERS
@@ -122,6 +122,8 @@ def evaluate(
     where = targets(device)
     if len(where) > 1:
         raise UsageError(f"{device} names {len(where)} boards: eval scores on one")
+    if runtime is not None and runtime not in scorers.SCORERS:
+        raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
     kind = runtime or scorers.runtime_of(what)
     path = output or Path(f"{Path(what).resolve().name}-{kind}-eval.json")
     check_output(path, force)

@@ -67,9 +67,9 @@ def evaluate_on(
         SlmqError: the model, the machine or the questions are not as asked; one line says how.
     """
     progress(0.0, "loading questions")
+    tokenizer = tokenizer_of(scored.what, scored.revision)  # first: a misspelt model shows here
     these = ready(asked)
     progress(0.0, "loading the model")
-    tokenizer = tokenizer_of(scored.what, scored.revision)
 
     def told(event: Mapping[str, Any]) -> None:
         kind = event["event"]
