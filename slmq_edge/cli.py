@@ -16,7 +16,9 @@ from slmq_edge.commands.compare import compare
 from slmq_edge.commands.devices import app as devices
 from slmq_edge.commands.doctor import doctor
 from slmq_edge.commands.estimate import estimate
+from slmq_edge.commands.eval import evaluate
 from slmq_edge.commands.export import export
+from slmq_edge.commands.gap import gap
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
 from slmq_edge.commands.lint import lint
@@ -43,6 +45,8 @@ app.command("lint")(lint)
 app.command("estimate")(estimate)
 app.command("profile")(profile)
 app.command("compare")(compare)
+app.command("eval")(evaluate)
+app.command("gap")(gap)
 app.command("doctor")(doctor)
 app.add_typer(report, name="report")
 app.add_typer(trt, name="trt")

@@ -71,6 +71,8 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["lint", "--help"],
         ["doctor", "--help"],
         ["compare", "--help"],
+        ["eval", "--help"],
+        ["gap", "--help"],
         ["estimate", "--help"],
         ["report", "cost", "--help"],
         ["devices", "list", "--help"],

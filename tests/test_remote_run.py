@@ -24,6 +24,7 @@ from slmq_edge.remote.target import Target
 from slmq_edge.remote.transport import LinkLost
 from slmq_edge.runner import journal
 from slmq_edge.runner.agent import state
+from slmq_edge.runner.job import Job
 from slmq_edge.runner.measure import Workload
 from slmq_edge.runner.work import Work
 from slmq_edge.tracks import inference

@@ -51,13 +51,14 @@ def compare(
       slmq-edge compare -b fp32-run.json -c w8a8-run.json --format markdown
       slmq-edge compare -b fp32-run.json -c w8a8-run.json --json | jq .rows
     """
+    from slmq_edge.commands.formats import chosen_format
     from slmq_edge.compare import compare as compare_runs
     from slmq_edge.compare import require_convention
     from slmq_edge.files import check_output, existing, write_text_atomically
-    from slmq_edge.reports.compare import render
+    from slmq_edge.reports.compare import WRITERS, render
     from slmq_edge.results import load
 
-    chosen = _format(format, as_json)
+    chosen = chosen_format(format, as_json, WRITERS)
     known = require_convention(convention)
     for path in (baseline, *candidates):
         existing(path, "run")
@@ -73,18 +74,6 @@ def compare(
         return
     write_text_atomically(output, text, force)
     typer.echo(f"written: {output}", err=True)
-
-
-def _format(format: str | None, as_json: bool) -> str:
-    from slmq_edge.errors import UsageError, unknown
-    from slmq_edge.reports.compare import WRITERS
-
-    if as_json and format not in (None, "json"):
-        raise UsageError(f"--json and --format {format} contradict each other")
-    chosen = "json" if as_json else format or "terminal"
-    if chosen not in WRITERS:
-        raise UsageError(unknown("format", chosen, tuple(WRITERS)))
-    return chosen
 
 
 def _refuse_input(output: Path, runs: list[Path]) -> None:

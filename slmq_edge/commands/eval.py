@@ -1,0 +1,155 @@
+"""slmq-edge eval: how many questions does a model answer, on any runtime, on any machine?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT", help="A bundle, a checkpoint, or a model: built-in, folder or hub id."
+        ),
+    ],
+    names: Annotated[
+        str,
+        typer.Option(
+            "-t", "--tasks", metavar="LIST", help="Tasks and suites, with commas between."
+        ),
+    ] = "slmquant",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="torch, simulated, ort or trt. Default: the one for what it is."),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option("-d", "--device", metavar="WHERE", help="local or ssh://user@host:port."),
+    ] = "local",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Questions in local files. Default: from the hub."),
+    ] = None,
+    slices: Annotated[
+        bool,
+        typer.Option("--slices", help="Of --data-dir, its small fixed subsets (*.sliceN.jsonl)."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Only the first so many of each task, of MMLU of each of 57 subjects."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Default: NAME-RUNTIME-eval.json in this folder."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of a model: float32, float16 or bfloat16.")
+    ] = "float32",
+    torch_device: Annotated[str, typer.Option(help="Of a model: cpu, cuda or cuda:N.")] = "cpu",
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, branch or tag of a model from the hub.")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a bundle. Default: one for every core we may use."),
+    ] = None,
+    engines: Annotated[
+        Path | None,
+        typer.Option(help="Of slmq-edge build, for TensorRT. Default: engines/ in the bundle."),
+    ] = None,
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact", help="Score even if this CPU's integer kernel is not exact."
+        ),
+    ] = False,
+    deadline: Annotated[
+        float, typer.Option(min=0.01, help="Hours after which a board ends the job by itself.")
+    ] = 6.0,
+    reconnect_limit: Annotated[
+        float, typer.Option(min=0, help="Minutes for which a lost link is put up with.")
+    ] = 15.0,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help="terminal, md, csv or json. Default: terminal."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print eval.json, no table.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Score questions and text with lm-eval: accuracies and perplexities.
+
+    The tasks are lm-eval's own, zero-shot: mmlu (cloze form), arc_easy, arc_challenge, piqa,
+    hellaswag, wikitext2_documents (lm-eval's word perplexity), and wikitext2_windows (the papers'
+    perplexity over windows of 2048 tokens). wikitext2 is both, slmquant all of them. With
+    --data-dir the same tasks read FOLDER/arc_easy/test.jsonl and so on, and nothing is fetched.
+
+    torch scores a model as transformers computes it, simulated a checkpoint with its rounding, ort
+    and trt what was exported: a bundle passes the checks of a measurement first. lm-eval stays
+    here; to a device go token ids, and log-probabilities come back.
+
+    Every question's log-probabilities are kept in eval.json, for slmq-edge gap. After Ctrl-C or a
+    crash the same command goes on.
+
+    \b
+    Examples:
+      slmq-edge eval HuggingFaceTB/SmolLM-135M
+      slmq-edge eval smollm-w8a8 --tasks piqa,wikitext2 --limit 200
+      slmq-edge eval smollm-w8a8 --data-dir questions --device ssh://me@orin.local
+      slmq-edge eval demo-llama --data-dir questions --slices --json | jq .tasks[].metrics
+    """
+    from slmq_edge.commands.formats import chosen_format
+    from slmq_edge.commands.progress import bar
+    from slmq_edge.errors import UsageError, unknown
+    from slmq_edge.files import check_output
+    from slmq_edge.remote.inventory import targets
+    from slmq_edge.reports.eval import WRITERS
+    from slmq_edge.tracks.accuracy import scorers, tasks
+    from slmq_edge.tracks.accuracy.evaluation import Asked
+    from slmq_edge.tracks.accuracy.questions import Folder
+    from slmq_edge.tracks.accuracy.running import Where, evaluate_on
+
+    chosen = tasks.named(names)
+    write = WRITERS[chosen_format(format, as_json, WRITERS)]
+    if slices and data_dir is None:
+        raise UsageError("--slices is of local files: give their folder by --data-dir")
+    where = targets(device)
+    if len(where) > 1:
+        raise UsageError(f"{device} names {len(where)} boards: eval scores on one")
+    if runtime is not None and runtime not in scorers.SCORERS:
+        raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
+    kind = runtime or scorers.runtime_of(what)
+    path = output or Path(f"{Path(what).resolve().name}-{kind}-eval.json")
+    check_output(path, force)
+    tasks.require_lm_eval()
+    data = None if data_dir is None else Folder(data_dir, slices)
+    if data is not None:
+        tasks.files(chosen, data)
+
+    place = Where(where[0], reconnect_limit * 60, deadline * 3600)
+    scored = scorers.Asked(
+        what,
+        dtype=dtype,
+        torch_device=torch_device,
+        revision=revision,
+        threads=threads,
+        engines=engines,
+        allow_inexact=allow_inexact,
+    )
+    asked = Asked(chosen, data, limit)
+    with bar("loading") as progress:
+        found = evaluate_on(place, scored, runtime, asked, path, progress, _say, force=force)
+    typer.echo(write(found), nl=False)
+    typer.echo(f"written: {path}", err=True)
+
+
+def _say(text: str) -> None:
+    from slmq_edge.commands.making import note
+
+    note(text)

@@ -1,0 +1,78 @@
+"""slmq-edge gap: what was lost between one model and another, on the same questions?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def gap(
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="Held against: an eval.json of slmq-edge eval.")
+    ],
+    others: Annotated[
+        list[Path], typer.Argument(metavar="OTHER...", help="One or more eval.json files.")
+    ],
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-on",
+            metavar="LIMIT",
+            help="gap=0.5%, flips=2% or kl=0.01: exit code 1 above it; may be repeated.",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help="terminal, md, csv or json. Default: terminal."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Compare evaluations question by question: the deployment gap.
+
+    Every difference has a 95 % interval of a paired bootstrap over the questions. Flips are
+    answers that changed from right to wrong or back, KL how far the choices' probabilities
+    moved. Files that were asked other questions are refused.
+
+    --fail-on looks at each task's first metric, as measured: gap is what the other loses (points of
+    an accuracy, relative rise of a perplexity), flips and kl are as in the table.
+
+    \b
+    Examples:
+      slmq-edge gap fp32-eval.json simulated-eval.json ort-eval.json
+      slmq-edge gap simulated-eval.json ort-eval.json --fail-on gap=0.5% --fail-on flips=1%
+      slmq-edge gap fp32-eval.json ort-eval.json --format md -o gap.md
+    """
+    from slmq_edge.commands.formats import chosen_format
+    from slmq_edge.errors import UsageError
+    from slmq_edge.files import check_output, existing, write_text_atomically
+    from slmq_edge.reports.gap import WRITERS, require_within
+    from slmq_edge.tracks.accuracy.gap import compare, parse
+    from slmq_edge.tracks.accuracy.results import load
+
+    write = WRITERS[chosen_format(format, as_json, WRITERS)]
+    limits = [parse(text) for text in fail_on or ()]
+    for path in (base, *others):
+        existing(path, "evaluation")
+    if output is not None:
+        if output.resolve() in [path.resolve() for path in (base, *others)]:
+            raise UsageError(f"{output} is one of the evaluations: write the comparison elsewhere")
+        check_output(output, force)
+
+    reference = load(base)
+    gaps = [compare(reference, load(path)) for path in others]
+    text = write(gaps)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text_atomically(output, text, force)
+        typer.echo(f"written: {output}", err=True)
+    require_within(gaps, limits)

@@ -1,0 +1,59 @@
+"""What the reports on accuracy share: names, values and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slmq_edge.reports.format import UNKNOWN
+from slmq_edge.tracks.accuracy.results import MEAN
+
+Table = Sequence[Sequence[str]]
+
+
+def label(identity: Mapping[str, Any]) -> str:
+    """What scored, by what makes it differ from others: ``demo-llama spinquant w8a8 (ort)``."""
+    model = identity.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else model
+    parts = [name, identity.get("method"), identity.get("scheme") or identity.get("dtype")]
+    device = identity.get("device")
+    where = f" on {device}" if device and device != "cpu" else ""
+    said = " ".join(str(part) for part in parts if part) or UNKNOWN
+    return f"{said} ({identity.get('runtime', UNKNOWN)}{where})"
+
+
+def value_text(kind: str, value: float) -> str:
+    """Percent of an accuracy; of a perplexity the number."""
+    if kind == MEAN:
+        return f"{100 * value:.2f} %"
+    return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
+
+
+def limit_text(limit: int | None) -> str:
+    return "none" if limit is None else str(limit)
+
+
+def aligned(rows: Table, texts: int) -> str:
+    """Columns two blanks apart; the first ``texts`` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{width}}" if place < texts else f"{cell:>{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def piped(rows: Table, texts: int) -> str:
+    """GitHub's Markdown."""
+    head, *body = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+    ruler = ["---" if place < texts else "---:" for place in range(len(rows[0]))]
+    return "\n".join([head, "|" + "|".join(ruler) + "|", *body])
+
+
+def escaped(text: str) -> str:
+    """Keep a name from ending a cell or starting an emphasis."""
+    for character in "\\|*`<_":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

@@ -1,0 +1,124 @@
+"""The deployment gap as text. Pure."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+
+from slmq_edge.errors import SlmqError
+from slmq_edge.reports.accuracy import aligned, escaped, label, limit_text, piped, value_text
+from slmq_edge.tracks.accuracy.gap import COVERED, Gap, Limit, Row, exceeded
+from slmq_edge.tracks.accuracy.results import MEAN
+
+FORMAT, VERSION = "slmq-edge-gap", 1
+WIDTH = 95  # of what is said below a table
+HEADINGS = (
+    "task", "metric", "base", "other", "difference", f"{100 * COVERED:.0f} %", "flips %", "KL",
+    "n", "limit",
+)  # fmt: skip
+EXPLANATION = (
+    "Differences: points of an accuracy, percent of a perplexity, with a 95 % interval; ~ where it "
+    "holds 0: these questions do not tell the two apart. Flips: answers that became wrong + right. "
+    "KL: of the choices' probabilities, in nats. n: questions; limit: of each part, as asked."
+)
+
+
+def terminal(gaps: Sequence[Gap]) -> str:
+    """A table for each, and below it what must be said of it."""
+    parts = []
+    for gap in gaps:
+        notes = [f"! {note}" for note in gap.notes]
+        lines = [*_scores(gap), *notes]
+        parts += [title(gap), aligned([HEADINGS, *map(_cells, gap.rows)], texts=2)]
+        parts += ["\n".join(lines)] if lines else []
+    return "\n\n".join([*parts, textwrap.fill(EXPLANATION, WIDTH)]) + "\n"
+
+
+def markdown(gaps: Sequence[Gap]) -> str:
+    """A section of GitHub's Markdown for each."""
+    parts = []
+    for gap in gaps:
+        lines = [f"- {escaped(line)}" for line in (*_scores(gap), *gap.notes)]
+        table = piped([HEADINGS, *map(_cells, gap.rows)], texts=2)
+        parts += [f"### {escaped(title(gap))}", table, *(["\n".join(lines)] if lines else [])]
+    return "\n\n".join([*parts, escaped(EXPLANATION)]) + "\n"
+
+
+def comma_separated(gaps: Sequence[Gap]) -> str:
+    """One line a metric, fractions at full precision."""
+    fields = [field.name for field in dataclasses.fields(Row)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("of", "against", *fields, "slmq_perf"))
+    for gap in gaps:
+        for row in gap.rows:
+            cells = (getattr(row, name) for name in fields)
+            writer.writerow((label(gap.other), label(gap.base), *cells, gap.perf))
+    return out.getvalue()
+
+
+def to_json(gaps: Sequence[Gap]) -> str:
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "gaps": [dataclasses.asdict(gap) for gap in gaps],
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+WRITERS: dict[str, Callable[[Sequence[Gap]], str]] = {
+    "terminal": terminal,
+    "md": markdown,
+    "csv": comma_separated,
+    "json": to_json,
+}
+
+
+def require_within(gaps: Sequence[Gap], limits: Sequence[Limit]) -> None:
+    """Raise SlmqError, and say what, where a gap exceeds a limit."""
+    found = [
+        f"{label(gaps[index].other)}: {row.task} {row.metric} loses {_loss_text(row)}"
+        if limit.what == "gap"
+        else f"{label(gaps[index].other)}: {row.task} has {limit.what} above {limit.text}"
+        for index, row, limit in exceeded(gaps, limits)
+    ]
+    if found:
+        asked = ", ".join(limit.text for limit in limits)
+        raise SlmqError(f"beyond --fail-on {asked}: {'; '.join(found)}")
+
+
+def title(gap: Gap) -> str:
+    return f"{label(gap.other)} against {label(gap.base)}"
+
+
+def _loss_text(row: Row) -> str:
+    return f"{100 * row.loss:.2f} {'points' if row.kind == MEAN else '%'}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    unit = "" if row.kind == MEAN else " %"
+    flips = "" if row.lost is None else f"{100 * row.lost:.1f} + {100 * (row.won or 0):.1f}"
+    return (
+        row.task,
+        f"{row.metric} *" if row.paper else row.metric,
+        value_text(row.kind, row.base),
+        value_text(row.kind, row.other),
+        f"{100 * row.difference:+.2f}{unit}{'' if row.is_shown else ' ~'}",
+        f"[{100 * row.low:+.2f}, {100 * row.high:+.2f}]",
+        flips,
+        "" if row.kl is None else f"{row.kl:.2g}",
+        str(row.n),
+        limit_text(row.limit),
+    )
+
+
+def _scores(gap: Gap) -> Iterator[str]:
+    if gap.perf is not None:
+        yield f"SLMQ_perf {gap.perf:.2f}: 100 is as good as the base, over the metrics marked *"
+    if gap.golden_kl is not None:
+        found = f"mean KL {gap.golden_kl:.1e}"
+        yield f"next tokens of golden prompts, against its own simulation: {found}"

@@ -1,0 +1,183 @@
+"""eval.json: what a model scored, question by question, and what scored it.
+
+Metrics are lm-eval's own values. Every question keeps its log-probabilities, so that files can be
+compared question by question (`gap`) without the models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slmq_edge.errors import Damaged, NotFound, Unsupported
+from slmq_edge.files import write_text_atomically
+from slmq_edge.results import decode
+from slmq_edge.tracks.accuracy.questions import Source
+
+FORMAT, VERSION = "slmq-edge-eval", 1
+MEAN, PERPLEXITY, BITS = "mean", "perplexity", "bits"
+KINDS = (MEAN, PERPLEXITY, BITS)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of a table.
+
+    kind: how questions become the value: ``mean`` of their values, ``perplexity``
+    exp(-sum log p / sum of their weights), ``bits`` -sum log p / (sum of weights ln 2).
+    stderr: lm-eval's; ``None`` where it has none. n: questions. limit: as asked, of each part of
+    the task; ``None``: all were scored. paper: whether the paper's tables have this metric.
+    """
+
+    name: str
+    kind: str
+    value: float
+    stderr: float | None
+    n: int
+    limit: int | None
+    paper: bool
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.kind == MEAN
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was answered to one question, or of one text.
+
+    logprobs: of every choice, natural; of a text, one. greedy: whether each is what the model
+    would have written itself. target: the right choice; ``None`` of a text. values: by metric, the
+    question's own (0 or 1), or the weight that its log-probability is divided by (words, bytes,
+    tokens).
+    """
+
+    id: str
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+    target: int | None
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task. stock: lm-eval's names and versions of it, or whose convention it is.
+
+    available: questions that there are. cut: of how many the text was longer than the context, and
+    lost its start. asked_sha256: of all texts in their order: equal where the same was asked.
+    """
+
+    name: str
+    stock: Mapping[str, str]
+    source: Source
+    available: int
+    cut: int
+    asked_sha256: str
+    metrics: tuple[Metric, ...]
+    questions: tuple[Question, ...]
+
+    def metric(self, name: str) -> Metric:
+        return next(metric for metric in self.metrics if metric.name == name)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model scored, on one runtime.
+
+    identity: what scored (`sequences.Scorer.identity`). ran: what the runner said of itself, where
+    it was one (`bundled.Bundled.ran`). environment: versions of what made the questions into
+    tokens. seconds: of scoring, without what a run before had done. sequences: that are different.
+    tokens: that were read.
+    """
+
+    created: str
+    identity: Mapping[str, Any]
+    ran: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    seconds: float
+    sequences: int
+    tokens: int
+    tasks: tuple[TaskResult, ...]
+
+    def task(self, name: str) -> TaskResult | None:
+        return next((task for task in self.tasks if task.name == name), None)
+
+
+def columns(
+    metric: Metric, questions: Sequence[Question]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Numerators and denominators, float64 [n], whose sums' ratio makes the metric (`combine`)."""
+    values = np.array([question.values[metric.name] for question in questions], np.float64)
+    if metric.kind == MEAN:
+        return values, np.ones(len(values))
+    return np.array([question.logprobs[0] for question in questions], np.float64), values
+
+
+def combine(
+    kind: str, above: NDArray[np.float64], below: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Metric of sums, float64 [...] each."""
+    mean = above / below
+    if kind == MEAN:
+        return mean
+    return np.exp(-mean) if kind == PERPLEXITY else -mean / math.log(2)
+
+
+def to_json(evaluation: Evaluation) -> str:
+    document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(evaluation)}
+    return json.dumps(document, allow_nan=False) + "\n"
+
+
+def save(evaluation: Evaluation, path: Path, force: bool = False) -> None:
+    """Write eval.json: the whole of it, or nothing."""
+    write_text_atomically(path, to_json(evaluation), force)
+
+
+def load(path: Path) -> Evaluation:
+    """Read an eval.json.
+
+    Raises:
+        NotFound: there is no such file.
+        Damaged: it is truncated, not JSON, or a field is not what it should be.
+        Unsupported: another format, or a version that this release does not know.
+    """
+    try:
+        document = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+    if not isinstance(document, dict):
+        raise Damaged(f"{path} is damaged: not a JSON object")
+    if document.get("format") != FORMAT:
+        raise Unsupported(f"{path} is {document.get('format')!r}, expected {FORMAT!r}")
+    if document.get("version") != VERSION:
+        raise Unsupported(
+            f"{path} has version {document['version']!r}; this release reads {VERSION}"
+        )
+    fields = {name: value for name, value in document.items() if name not in ("format", "version")}
+    found: Evaluation = decode(Evaluation, fields, f"{path}:")
+    for task in found.tasks:
+        _check(task, f"{path}: task {task.name}")
+    return found
+
+
+def _check(task: TaskResult, where: str) -> None:
+    if not task.metrics or not task.questions:
+        raise Damaged(f"{where} has no metrics or no questions")
+    for metric in task.metrics:
+        if metric.kind not in KINDS:
+            raise Damaged(f"{where}: {metric.name} is of kind {metric.kind!r}")
+        if metric.n != len(task.questions):
+            raise Damaged(f"{where}: {metric.name} is of {metric.n} questions, not of all")
+        for question in task.questions:
+            if metric.name not in question.values or not question.logprobs:
+                raise Damaged(f"{where}: question {question.id} lacks {metric.name}")
