@@ -7,6 +7,7 @@ import json
 import tomllib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from slmq_edge import checkpoint as checkpoints
 from slmq_edge import estimate, quantization
 from slmq_edge.analysis import protecting
 from slmq_edge.calibration import Size, Text, split
-from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.decoder import logits
+from slmq_edge.checkpoint import Checkpoint, IntegerWeight
+from slmq_edge.decoder import Decoder, logits
 from slmq_edge.errors import SlmqError, Unsupported, UsageError
 from slmq_edge.export import check_scheme
 from slmq_edge.exporters import Wanted, graph, onnx, probe
@@ -24,7 +25,7 @@ from slmq_edge.exporters.flavours import ORT, ORT_CUDA, ORT_SIGNED, Flavour
 from slmq_edge.exporters.limits import needed_runtime
 from slmq_edge.exporters.trt import convert, decoder
 from slmq_edge.golden import kl_divergence, measure_noise
-from slmq_edge.quantization import METHODS, Task
+from slmq_edge.quantization import METHODS, Task, gptq
 from slmq_edge.quantization.finished import Finished
 from slmq_edge.recipe import Recipe, over
 from slmq_edge.runner import probe as running_probe
@@ -388,6 +389,32 @@ def test_methods_choose_by_the_model_that_they_have_prepared(here: Path) -> None
     plain = checkpoints.load(here / "plain").scheme.protected
     assert chosen["gptq"] == plain
     assert chosen["smooth"] != plain
+
+
+def test_an_interrupted_run_goes_on_without_choosing_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("--windows", 8, "--length", 64, "--scheme", "w4a8", "--protect", 4)
+    flags = ("quantize", "demo-llama", "-m", "gptq", *small, "-o")
+    done(slmq(*flags, "whole"))
+    plain, rounded = gptq.round_block, list[int]()
+
+    def killed(model: Decoder, layer: int, *rest: Any) -> dict[str, IntegerWeight]:
+        if layer == 2:
+            raise KeyboardInterrupt
+        rounded.append(layer)
+        return plain(model, layer, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gptq, "round_block", killed)
+        slmq(*flags, "resumed")
+    assert rounded == [0, 1]
+    monkeypatch.setattr(protecting, "weight_damage", None)
+    told = done(slmq(*flags, "resumed")).stderr
+    assert "going on behind block 2" in told
+    assert "8-bit weights in 4 of 28 linears" in told
+    for file in ("weights.safetensors", "recipe.toml"):
+        assert (here / "resumed" / file).read_bytes() == (here / "whole" / file).read_bytes()
 
 
 def test_mistakes_are_one_line_before_any_work(here: Path) -> None:
