@@ -42,10 +42,10 @@ def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> No
         if refusal is not None:
             raise Unsupported(f"target {target} cannot express this scheme: {refusal}")
     if runtime == "portable" and needed_runtime(scheme) != "portable":
+        advice = "leave --protect out" if scheme.protects else "use w8a8 or w4a8-b32"
         raise Unsupported(
-            f"scheme {scheme.name} multiplies 8-bit blocks, which onnxruntime "
-            f"{ONNXRUNTIMES['portable']} does not know: leave --runtime portable out, "
-            f"or use w8a8 or w4a8-b32"
+            f"scheme {scheme.label} multiplies 8-bit blocks, which onnxruntime "
+            f"{ONNXRUNTIMES['portable']} does not know: leave --runtime portable out, or {advice}"
         )
     if runtime == "8.5" and has_int4(scheme):
         raise Unsupported(
@@ -71,8 +71,9 @@ def needed_runtime(scheme: Scheme, target: str = "ort") -> str:
     """
     if target == "trt":
         return "10.3"
-    eight_bits = scheme.weights is not None and scheme.weights.bits == 8
-    return "modern" if eight_bits and is_in_blocks(scheme) else "portable"
+    if scheme.weights is None or scheme.activations is None or not is_in_blocks(scheme):
+        return "portable"
+    return "modern" if scheme.weights.bits == 8 or scheme.protects else "portable"
 
 
 def _weights(grid: Grid | None) -> str | None:
@@ -220,6 +221,11 @@ def _on_tensorrt(scheme: Scheme) -> Iterable[str | None]:
     if activations is None and weights is not None and weights.bits == 4:
         if weights.group not in INT4_BLOCKS:
             yield "int4 weights without blocks of inputs; use w4a16-g32, w4a16-g64 or w4a16-g128"
+        if scheme.protects:
+            yield (
+                f"8-bit weights in groups of {weights.group} beside int4 blocks, since it takes "
+                "int8 only by channel; leave --protect out, or use w4a8"
+            )
         if not weights.symmetric:
             yield "int4 weights with zero points, which are always 0 there; use --weights symmetric"
     if scheme.kv is not None:

@@ -59,8 +59,9 @@ class Lowering:
     more than a twentieth is something else. Rotations are no linears, and the head has a precision
     of its own, ``lm_head``: both are rows of ``linears``, neither makes or breaks the name.
     int8_gemm_share: of all multiply-adds by weights and rotations, the head's too.
-    weight_storage_bits: on disk. linears: a row for each matrix that is multiplied by. changes:
-    what runs in place of what was asked, where the target cannot do that.
+    weight_storage_bits: on disk; of the linears, of most of their weights. linears: a row for each
+    matrix that is multiplied by. changes: what runs in place of what was asked, where the target
+    cannot do that. protected: full names of the linears whose weights keep 8 bits of 4.
     """
 
     scheme_ran: str
@@ -78,6 +79,7 @@ class Lowering:
     context_length: int
     linears: tuple[Row, ...]
     changes: tuple[Change, ...] = ()
+    protected: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -109,7 +111,7 @@ def lowering(
     return Lowering(
         scheme_ran=scheme_ran(blocks),
         int8_gemm_share=sum(one.macs_per_token for one in integer) / total,
-        weights=_one_or_mixed({rows.words_of(one.grid, floats) for one in blocks}),
+        weights=_weights(blocks, scheme, floats),
         activation_mode=rows.activation_mode(
             scheme.activations if integer else None, scheme, floats
         ),
@@ -118,7 +120,7 @@ def lowering(
         attention=form.attention,
         lm_head=_head(head),
         weight_storage_bits={
-            "linears": max(one.bits for one in blocks),
+            "linears": _most(blocks),
             "lm_head": head.bits,
             "embedding": floats.bits if table is None else table.grid.bits,
         },
@@ -128,6 +130,7 @@ def lowering(
         context_length=context_length(shape),
         linears=tuple(rows.row(one, asked, scheme, shape.tied) for one in multiplications),
         changes=changes,
+        protected=() if isinstance(asked.protected, int) else asked.protected,
     )
 
 
@@ -140,8 +143,21 @@ def scheme_ran(blocks: Sequence[Multiplication]) -> str:
     return name if macs[name] >= NAMED_SHARE * sum(macs.values()) else "mixed"
 
 
-def _one_or_mixed(found: set[str]) -> str:
-    return found.pop() if len(found) == 1 else "mixed"
+def _weights(blocks: Sequence[Multiplication], scheme: Scheme, floats: Floats) -> str:
+    found = {rows.words_of(one.grid, floats) for one in blocks}
+    if len(found) == 1:
+        return found.pop()
+    if not scheme.protects:
+        return "mixed"
+    return f"{scheme.weights}; {scheme.protects} linears {scheme.protected_grid}"
+
+
+def _most(blocks: Sequence[Multiplication]) -> int:
+    """The bits on disk of most of the weights."""
+    weights: dict[int, int] = {}
+    for one in blocks:
+        weights[one.bits] = weights.get(one.bits, 0) + one.macs_per_token
+    return max(weights, key=lambda bits: weights[bits])
 
 
 def _kv_cache(grid: Grid | None, floats: Floats) -> str:
@@ -172,7 +188,11 @@ def _integer_gemm(
     kind = form.integer
     gemm = {"operator": form.operator, "activation": kind, "weight": kind}
     if in_blocks:
-        bits = str(max(one.bits for one in integer if one.blocks_share))
-        blocks = {"operator": linears.BLOCK_OPERATOR, "activation": "int8 by block", "bits": bits}
+        bits = sorted({one.bits for one in integer if one.blocks_share})
+        blocks = {
+            "operator": linears.BLOCK_OPERATOR,
+            "activation": "int8 by block",
+            "bits": " and ".join(map(str, bits)),
+        }
         return {**gemm, **blocks}
     return {**gemm, "batch": "groups of inputs"} if grouped else gemm

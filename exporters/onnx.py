@@ -7,6 +7,9 @@ of the last positions logits are computed is an overridable initializer, ``logit
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ from slmq_edge.exporters.flavours import ORT, Flavour
 from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
 from slmq_edge.exporters.limits import check, is_in_blocks
 from slmq_edge.exporters.lowering import Lowering, context_length, lowering
+from slmq_edge.exporters.roundings import Quantized
 from slmq_edge.exporters.rows import Multiplication, Part
 from slmq_edge.exporters.weights import Blocks
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
@@ -248,38 +252,74 @@ class _Writer:
         return self.build.ops("Split", x, sizes, name=f"{name}.split", outputs=outputs, axis=-1)
 
     def _multiply(self, x: ir.Value, group: tuple[str, ...]) -> ir.Value:
-        """Linears that share an input, side by side: quantized once, multiplied once.
+        """Linears that share an input, side by side: quantized once, multiplied once for each grid.
 
         Output channels are independent: stacking the rows of several linears changes no number.
         """
-        name = _joint_name(group)
-        biases = [bias for bias in map(self._bias, group) if bias is not None]
-        bias = np.concatenate(biases) if biases else None
-        build, found = self.build, [self.checkpoint.integer_weight(linear) for linear in group]
-        rounded: list[IntegerWeight] = [weight for weight in found if weight is not None]
-        if not rounded:
-            values = self._float_weight(group, None, name)
-            macs = sum(self._tensor(f"{linear}.weight").size for linear in group)
-            self._count(name, "linear", None, False, macs)
-            return linears.float_linear(build, x, values, bias, name)
-        weight = weights.stack(rounded)
-        is_integer, macs = self._rounds_inputs, weight.integers.numel()
-        in_blocks = is_in_blocks(self.checkpoint.scheme) and (
-            is_integer or weights.are_levels(weight)
-        )
-        self._count(name, "linear", weight.grid, is_integer, macs, in_blocks)
-        if in_blocks:
-            blocks = weights.blocks(build, weight, name)
+        build, whole = self.build, _joint_name(group)
+        rounded: Quantized | None = None
+        products = []
+        for alike in self._runs(group):
+            name = _joint_name(alike)
+            biases = [bias for bias in map(self._bias, alike) if bias is not None]
+            bias = np.concatenate(biases) if biases else None
+            weight = self._stacked(alike)
+            if weight is None or not self._is_by_rows(weight):
+                products.append(self._multiply_floats(x, alike, weight, bias, name))
+                continue
+            if rounded is None:
+                width = weight.integers.shape[1]
+                rounded = self._integers.quantize(x, group[0], width, f"{whole}.input", True)
+            self._count(name, "linear", weight.grid, True, weight.integers.numel())
+            stored = self._integers.store(weight, name)
+            product = self._integers.multiply(rounded, stored, weight, bias, name)
+            products.append(build.as_floats(product, name))
+        if len(products) == 1:
+            return products[0]
+        return build.op("Concat", *products, name=f"{whole}.side_by_side", axis=-1)
+
+    def _runs(self, group: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Linears that stand side by side, cut where their grids differ."""
+
+        def grid(linear: str) -> Grid | None:
+            weight = self.checkpoint.integer_weight(linear)
+            return None if weight is None else weight.grid
+
+        return [tuple(run) for _, run in itertools.groupby(group, grid)]
+
+    def _stacked(self, alike: tuple[str, ...]) -> IntegerWeight | None:
+        found = [self.checkpoint.integer_weight(linear) for linear in alike]
+        integers = [weight for weight in found if weight is not None]
+        return weights.stack(integers) if integers else None
+
+    def _is_by_rows(self, weight: IntegerWeight) -> bool:
+        """Whether inputs that were rounded before are multiplied by it."""
+        return self._rounds_inputs and not self._is_in_blocks(weight)
+
+    def _is_in_blocks(self, weight: IntegerWeight) -> bool:
+        if not is_in_blocks(self.checkpoint.scheme):
+            return False
+        packs = weight.grid.bits == 4 and weights.are_levels(weight)
+        return self._rounds_inputs or packs
+
+    def _multiply_floats(
+        self,
+        x: ir.Value,
+        alike: tuple[str, ...],
+        weight: IntegerWeight | None,
+        bias: NDArray[np.float32] | None,
+        name: str,
+    ) -> ir.Value:
+        """``x`` times floats, or times blocks whose kernel takes floats and rounds them itself."""
+        if weight is not None and self._is_in_blocks(weight):
+            macs = weight.integers.numel()
+            self._count(name, "linear", weight.grid, self._rounds_inputs, macs, in_blocks=True)
+            blocks = weights.blocks(self.build, weight, name)
             return self._block_linear(x, blocks, weight, bias, name)
-        if not is_integer:
-            values = self._float_weight(group, weight, name)
-            return linears.float_linear(build, x, values, bias, name)
-        quantized = self._integers.quantize(
-            x, group[0], weight.integers.shape[1], f"{name}.input", True
-        )
-        stored = self._integers.store(weight, name)
-        product = self._integers.multiply(quantized, stored, weight, bias, name)
-        return build.as_floats(product, name)
+        values = self._float_weight(alike, weight, name)
+        macs = sum(math.prod(self.shape.shape(kind_of(linear))) for linear in alike)
+        self._count(name, "linear", None if weight is None else weight.grid, False, macs)
+        return linears.float_linear(self.build, x, values, bias, name)
 
     def _add_norm(
         self, stream: ir.Value, update: ir.Value | None, name: str

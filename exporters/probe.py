@@ -41,11 +41,11 @@ def write_probe(gemm: Mapping[str, str], signed: bool = False) -> ir.Model:
         products = [_product(build, a, extremes, kind, signed)]
     stored = [extremes]
     if gemm["operator"] == linears.BLOCK_OPERATOR:
-        bits = int(gemm["bits"])
-        levels = extremes if bits == 8 else (extremes >> 4).astype(np.uint8)
-        products.append(_block_product(build, a, levels, bits))
-        centred = levels + np.uint8(ZERO_POINT - 2 ** (bits - 1))
-        stored.append(centred)
+        for bits in map(int, gemm["bits"].split(" and ")):
+            levels = extremes if bits == 8 else (extremes >> 4).astype(np.uint8)
+            products.append(_block_product(build, a, levels, bits))
+            centred = levels + np.uint8(ZERO_POINT - 2 ** (bits - 1))
+            stored.append(centred)
     y = build.op("Concat", *products, name="y", axis=-1)
     shown = build.weight(np.concatenate(stored, axis=1), "extremes.all")
     returned = build.op("Identity", shown, name="weights")
@@ -86,10 +86,11 @@ def _block_product(build: Builder, a: ir.Value, levels: NDArray[np.uint8], bits:
     levels: uint8 [k, n], the middle of which is zero.
     """
     one, zero = build.constant(1.0, np.float32), build.constant(ZERO_POINT, np.uint8)
-    x = build.op("DequantizeLinear", a, one, zero, name="blocks.input")
+    x = build.op("DequantizeLinear", a, one, zero, name=f"blocks{bits}.input")
     grid = Grid(bits, "channel", group=LEAST_BLOCK)
     signed = torch.from_numpy((levels.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8).T)
     scale = torch.ones(WIDTH, DEPTH // LEAST_BLOCK)
     weight = IntegerWeight(signed.contiguous(), scale, None, grid)
-    found = weights.blocks(build, weight, "blocks")
-    return linears.block_linear(build, x, found, weight, None, "blocks", linears.INTEGER_INPUT)
+    name = f"blocks{bits}"
+    found = weights.blocks(build, weight, name)
+    return linears.block_linear(build, x, found, weight, None, name, linears.INTEGER_INPUT)

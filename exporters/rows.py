@@ -85,7 +85,7 @@ class Row:
 
 def row(one: Multiplication, asked: Scheme, ran: Scheme, tied: bool) -> Row:
     """What a scheme asked of a multiplication, and what became of it in the one that ran."""
-    grids = {"linear": asked.weights, "head": asked.lm_head(tied), "rotation": None}
+    grids = {"linear": _asked(one, asked), "head": asked.lm_head(tied), "rotation": None}
     inputs = asked.input_grid(one.name) if grids[one.part] is not None else None
     rounded = ran.input_grid(one.name) if one.is_integer else None
     is_rotation = one.part == "rotation"
@@ -103,6 +103,12 @@ def row(one: Multiplication, asked: Scheme, ran: Scheme, tied: bool) -> Row:
         exact=one.exact if one.is_integer else None,
         macs_per_token=one.macs_per_token,
     )
+
+
+def _asked(one: Multiplication, asked: Scheme) -> Grid | None:
+    """The grid that a scheme asks of linears, which stand side by side only where it is one."""
+    keeps_8 = bool(asked.protects) and one.grid is not None and one.grid.bits == 8
+    return asked.protected_grid if keeps_8 else asked.weights
 
 
 def words_of(grid: Grid | None, floats: Floats) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # The fewest windows that say anything about a model's activations.
 FEWEST_WINDOWS = 8
+
+# Of a text, what is held out where a method calibrates on it and is to be judged.
+HELD_OUT_ONE_IN = 5
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet")
 BUILTIN_WORLD = "built-in world"
@@ -87,6 +91,28 @@ def default_text(source: Source) -> Text:
     except NotFound as error:
         note = f"{error} The built-in world's text was used: give --calib FILE for a real one."
         return Text(BUILTIN_WORLD, tuple(world.calibration_text()), note)
+
+
+def split(text: Text) -> tuple[Text, Text]:
+    """What to calibrate on, and what is held out of it to measure on: about a fifth.
+
+    Every fifth document, where there are enough; otherwise the end of each, cut at a blank.
+    """
+    documents = text.documents
+    if len(documents) >= HELD_OUT_ONE_IN * FEWEST_WINDOWS:
+        held = documents[HELD_OUT_ONE_IN - 1 :: HELD_OUT_ONE_IN]
+        kept = tuple(one for place, one in enumerate(documents, 1) if place % HELD_OUT_ONE_IN != 0)
+    else:
+        places = [_cut_at(one) for one in documents]
+        kept = tuple(one[:place] for one, place in zip(documents, places, strict=True))
+        held = tuple(one[place:] for one, place in zip(documents, places, strict=True))
+    return dataclasses.replace(text, documents=kept), dataclasses.replace(text, documents=held)
+
+
+def _cut_at(document: str) -> int:
+    """Where its last fifth starts, behind a blank if there is one."""
+    place = len(document) - len(document) // HELD_OUT_ONE_IN
+    return document.rfind(" ", 0, place) + 1 or place
 
 
 def read_text(path: Path) -> Text:

@@ -11,6 +11,7 @@ import os
 import typer
 
 from slmq_edge import __version__
+from slmq_edge.commands.analyze import analyze
 from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.devices import app as devices
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize_command)
 app.command("export")(export)
+app.command("analyze")(analyze)
 app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)

@@ -142,6 +142,7 @@ def _changed(run: Run) -> list[str]:
     for word in ("activation_scale", "kv", "lm_head", "embedding"):
         released[word.replace("_", " ")] = (words.get(word), WORDS[word][0])
     released["group of weights"] = (run.scheme.weights and run.scheme.weights.group, "the row")
+    released["linears with 8-bit weights"] = (run.scheme.protects or None, 0)
     values = upstream.values(bits)
     unused = _unused(run)
     released |= {

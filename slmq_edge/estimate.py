@@ -11,6 +11,7 @@ width f, and 4 bytes a float:
     omniquant      + 3 T h + 10 block + 2 n (15 h + 8 f)     three streams, a block being learned
     spinquant      + L n (15 h + 8 f) + table + 4 chunk V    the whole model, one window, and logits
                    or gptq, whichever is more
+    --protect      + 1 byte a weight of the linears + 44 for each of the logits that are compared
     export         process + the weights twice, + 8 h V + 48 V for each of so many positions: table
                    and logits of the golden prompts in float64
 """
@@ -32,6 +33,8 @@ PROCESS_BYTES = 400_000_000
 BATCH_TOKENS, CHUNK = 4096, 256
 # As slmq_edge.golden has them, ROWS.
 GOLDEN_ROWS = 64
+# As slmq_edge.analysis has them: logits that are compared at a time, and at least one window's.
+HELD_LOGITS, WINDOW = 2**22, 128
 # Of a scale and a zero point, one for each row or group.
 STEP_BYTES = 6
 # Tokenizer aside: graph, golden prompts, manifest.
@@ -60,7 +63,8 @@ def quantizing(
             gptq if settings.get("rounding") == "gptq" else batch,
         ),
     }
-    return PROCESS_BYTES + shape.parameters * FLOAT + needs.get(method, gptq)
+    needed = max(needs.get(method, gptq), _choosing(shape) if scheme.is_open else 0)
+    return PROCESS_BYTES + shape.parameters * FLOAT + needed
 
 
 def exporting(shape: Anatomy, scheme: Scheme) -> int:
@@ -83,6 +87,9 @@ def written(shape: Anatomy, scheme: Scheme) -> int:
     rest = shape.parameters - linears - table * (1 if shape.tied else 2)
     rest += 2 * shape.hidden**2 + shape.max_positions * shape.head_dim
     total = _stored(linears, scheme.weights, shape.head_dim) + rest * FLOAT + ROOM_BYTES
+    if scheme.weights is not None:
+        largest = max(math.prod(shape.shape(name)) for name in LINEARS)
+        total += scheme.protects * largest * (8 - scheme.weights.bits) // 8
     looked_up, head = scheme.table(shape.tied), scheme.lm_head(shape.tied)
     total += _stored(table, looked_up, shape.hidden)
     once = shape.tied and head == looked_up
@@ -117,6 +124,11 @@ def _batch(shape: Anatomy, size: Size) -> int:
     together = max(1, BATCH_TOKENS // size.length) * size.length
     tokens = min(together, size.windows * size.length)
     return tokens * (10 * shape.hidden + 3 * shape.ffn) * FLOAT
+
+
+def _choosing(shape: Anatomy) -> int:
+    """What finding the linears to protect holds: their integers, and logits in float64."""
+    return shape.linear_macs_per_token + 44 * max(HELD_LOGITS, WINDOW * shape.vocab)
 
 
 def _saved(shape: Anatomy, size: Size) -> int:

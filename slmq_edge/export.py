@@ -223,7 +223,7 @@ def _manifest(
         "cost": checkpoint.cost,
         "notes": [*checkpoint.notes, *written.notes],
         **({} if checkpoint.recipe is None else {"recipe": checkpoint.recipe}),
-        "scheme_requested": checkpoint.scheme.name,
+        "scheme_requested": checkpoint.scheme.label,
         "lowering": lowering.as_json(),
         "runtime": written.runtime,
         "context_length": lowering.context_length,

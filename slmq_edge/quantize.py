@@ -20,7 +20,7 @@ from slmq_edge.presets import Preset
 from slmq_edge.quantization import Method, Progress, Task, method
 from slmq_edge.recipe import Recipe
 from slmq_edge.runner.manifest import sha256
-from slmq_edge.scheme import Scheme, require_weights, words_of
+from slmq_edge.scheme import Scheme, check_protected, require_weights, words_of
 from slmq_edge.settings import settings_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Plan:
 
     size: of the calibration, if the text is long enough. recipe: the words that make the same
     again, ``None`` where no words can. unfinished: where finished blocks are kept until ``forget``;
-    ``None``: nowhere.
+    ``None``: nowhere. holds_out: calibrate on four fifths of the text, to measure on the rest.
     """
 
     source: Source
@@ -86,6 +86,7 @@ class Plan:
     size: Size
     recipe: Recipe | None = None
     unfinished: Path | None = None
+    holds_out: bool = False
 
 
 def plan(model: str, request: Request, note: Note = _unheard, output: Path | None = None) -> Plan:
@@ -106,7 +107,9 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     device = _device(request.device)
     _check_spill(request.spill)
     calibrates = chosen.CALIBRATION is not None or request.scheme.is_static
-    _check_sizes(request, calibrates)
+    # Which linears are protected is found on the text, or was.
+    reads = calibrates or request.scheme.protects > 0
+    _check_sizes(request, reads)
     text = calibrations.read_text(request.calib) if request.calib is not None else None
     source = models.find(model, request.revision)
     shape = models.read_anatomy(source.folder)
@@ -115,7 +118,8 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
         exact = presets.as_released(request.scheme, request.method, shape)
         request = dataclasses.replace(request, scheme=exact)
     chosen.check(shape, request.scheme, settings)
-    if calibrates and text is None:
+    check_protected(request.scheme, shape)
+    if reads and text is None:
         text = calibrations.default_text(source)
         if text.note:
             note(text.note)
@@ -129,9 +133,15 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
 
 
 def quantize(
-    planned: Plan, progress: Progress = lambda share, what: None, note: Note = _unheard
+    planned: Plan,
+    progress: Progress = lambda share, what: None,
+    note: Note = _unheard,
+    shown: Callable[[Decoder], None] = lambda model: None,
 ) -> Checkpoint:
     """Carry a plan out. ``note`` hears, a line at a time, what the method has to say.
+
+    shown: given the model as the method has prepared it, with the float weights that rounding takes
+    out of it: to hold it costs the memory of the model.
 
     Blocks that are finished stay in ``planned.unfinished``, so that the same plan goes on behind
     them: call ``forget`` when the checkpoint is written.
@@ -156,12 +166,11 @@ def quantize(
 
     if calibration is not None:
         planned = _with_found(planned, calibration, tell)
-    request = planned.request
-    task = Task(
-        request.scheme, planned.settings, calibration, report, tell, finished, request.spill
-    )
+    # Prepared is the model for the scheme as it is named; what is protected is another's rounding.
+    named = dataclasses.replace(planned.request.scheme, protected=())
+    task = Task(named, planned.settings, calibration, report, tell, finished, planned.request.spill)
     try:
-        made = _made(planned, task)
+        made = _made(planned, task, tokenizer, shown)
     except BaseException as error:
         _keep(finished, note, isinstance(error, KeyboardInterrupt))
         raise
@@ -179,23 +188,33 @@ def forget(planned: Plan) -> None:
         _finished_folder(planned).remove()
 
 
-def _made(planned: Plan, task: Task) -> Checkpoint:
-    """The checkpoint, but for its cost and its notes."""
+def _made(
+    planned: Plan, task: Task, tokenizer: Any, shown: Callable[[Decoder], None]
+) -> Checkpoint:
+    """The checkpoint, but for its cost and its notes. task: of preparing."""
     from slmq_edge.checkpoint import Checkpoint, extras_of, round_rest
     from slmq_edge.quantization import ranges
 
-    request, source, calibration = planned.request, planned.source, task.calibration
+    source, calibration = planned.source, task.calibration
     # The model read is nobody's but the method's: what it replaces is freed as it goes.
-    prepared = method(request.method).prepare(_read(planned, task.progress), task)
+    prepared = method(planned.request.method).prepare(_read(planned, task.progress), task)
+    if planned.request.scheme.is_open:
+        from slmq_edge.analysis import protecting
+
+        planned = protecting.named(planned, prepared.model, tokenizer, task)
+    request = planned.request
     inputs: dict[str, Steps] = {}
     if request.scheme.is_static:
         assert calibration is not None, "plan() sees to it"
         tokens = calibration.tokens.to(planned.device)
         inputs = ranges.find(prepared.model, tokens, request.scheme, task.progress)
+    model = prepared.model
+    shown(dataclasses.replace(model, weights=dict(model.weights)))
     task.progress(0.0, "rounding")
-    integers = prepared.round_linears(prepared.model, task)
+    rounding = dataclasses.replace(task, scheme=request.scheme)
+    integers = prepared.round_linears(model, rounding)
     task.progress(1.0, "rounding")
-    rest, tensors = round_rest(prepared.model, request.scheme)
+    rest, tensors = round_rest(model, request.scheme)
     extras = extras_of(source.folder)
     if planned.recipe is not None:
         heading = f"slmq-edge {__version__}: slmq-edge quantize --config {recipe.FILE}"
@@ -212,7 +231,7 @@ def _made(planned: Plan, task: Task) -> Checkpoint:
         cost={},
         extras=extras,
         prompts=calibration.prompts if calibration else None,
-        online=prepared.model.online,
+        online=model.online,
         inputs=inputs,
         recipe=None if planned.recipe is None else planned.recipe.as_json(),
     )
@@ -231,7 +250,8 @@ def _calibration(planned: Plan, tokenizer: Any) -> Calibration | None:
     """Windows of the text, for the method and for golden prompts; ``None`` without a text."""
     if planned.text is None:
         return None
-    found = calibrations.cut(planned.text, tokenizer, planned.size)
+    text = calibrations.split(planned.text)[0] if planned.holds_out else planned.text
+    found = calibrations.cut(text, tokenizer, planned.size)
     if int(found.tokens.max()) >= planned.anatomy.vocab:
         raise Damaged(
             f"{planned.source.name}: its tokenizer knows token {int(found.tokens.max())}, "

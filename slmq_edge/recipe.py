@@ -5,7 +5,7 @@
     preset = "upstream"
     device = "cpu"
 
-    [scheme]            name, and the words of slmq_edge.scheme.WORDS
+    [scheme]            name, the words of slmq_edge.scheme.WORDS, and protect: how many, or which
     [calibration]       file as it was typed, sha256 of its documents, windows, length
     [settings]          the method's own
 
@@ -25,11 +25,12 @@ from typing import Any
 
 from slmq_edge.errors import Damaged, UsageError, did_you_mean
 from slmq_edge.files import existing
-from slmq_edge.scheme import WORDS, meaningless, named
+from slmq_edge.scheme import PROTECT, WORDS, meaningless, named
 
 FILE = "recipe.toml"
+Kinds = type | tuple[type, ...]
 # The keys that a recipe may have, and their types; settings are checked by their method.
-TOP: dict[str, type] = {
+TOP: dict[str, Kinds] = {
     "model": str,
     "revision": str,
     "method": str,
@@ -37,8 +38,8 @@ TOP: dict[str, type] = {
     "device": str,
     "deviations": list,
 }
-SECTIONS: dict[str, dict[str, type]] = {
-    "scheme": {"name": str, **dict.fromkeys(WORDS, str), "kv": int},
+SECTIONS: dict[str, dict[str, Kinds]] = {
+    "scheme": {"name": str, **dict.fromkeys(WORDS, str), "kv": int, PROTECT: (int, list)},
     "calibration": {"file": str, "text": str, "sha256": str, "windows": int, "length": int},
 }
 SYMMETRY = ("weights", "activations")
@@ -72,7 +73,10 @@ def over(said: Recipe, below: Recipe) -> Recipe:
 
     Another method or preset brings its own symmetry, windows and settings, another scheme leaves
     out what means nothing to it, another text has another hash, another model another revision.
+    Where any of what linears were protected for is another, as many are chosen anew.
     """
+    if _changes_damage(said, below):
+        below = dataclasses.replace(below, scheme=_counted(below.scheme))
     if _differs(said.method, below.method) or _differs(said.preset, below.preset):
         below = dataclasses.replace(
             below,
@@ -101,6 +105,23 @@ def over(said: Recipe, below: Recipe) -> Recipe:
 
 def _differs(said: str | None, below: str | None) -> bool:
     return said is not None and below is not None and said != below
+
+
+def _changes_damage(said: Recipe, below: Recipe) -> bool:
+    """Whether other linears may be the worst: table, head and activations change nothing."""
+    plain = ("model", "revision", "method", "preset")
+    return (
+        bool(said.calibration)
+        or any(_differs(getattr(said, name), getattr(below, name)) for name in plain)
+        or any(_differs(said.scheme.get(n), below.scheme.get(n)) for n in ("name", "weights"))
+        or any(value != below.settings.get(name) for name, value in said.settings.items())
+    )
+
+
+def _counted(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Words of a scheme, with the number of protected linears in the place of their names."""
+    kept = words.get(PROTECT)
+    return {**words, PROTECT: len(kept)} if isinstance(kept, list) else dict(words)
 
 
 def _without(words: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -163,7 +184,7 @@ def from_document(document: Mapping[str, Any], file: Path) -> Recipe:
 
 def _check(
     found: Mapping[str, Any],
-    keys: Mapping[str, type],
+    keys: Mapping[str, Kinds],
     file: Path,
     prefix: str,
     known: tuple[str, ...],
@@ -174,8 +195,10 @@ def _check(
                 f"{file}: unknown key {prefix}{key}{did_you_mean(key, known)}; "
                 f"known: {', '.join(known)}"
             )
-        if type(value) is not keys[key]:
-            kind = _KINDS[keys[key]]
+        asked = keys[key]
+        kinds = asked if isinstance(asked, tuple) else (asked,)
+        if type(value) not in kinds:
+            kind = " or ".join(_KINDS[one] for one in kinds)
             raise UsageError(f"{file}: {prefix}{key} must be {kind}, not {value!r}")
 
 

@@ -8,12 +8,12 @@ and the operands of attention, unless they have a grid of their own (METHODS 1.3
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from slmq_edge.anatomy import HEAD, O
-from slmq_edge.errors import Unsupported, UsageError, unknown
+from slmq_edge.anatomy import HEAD, Anatomy, O
+from slmq_edge.errors import Unsupported, UsageError, did_you_mean, unknown
 
 Per = Literal["channel", "token", "tensor"]
 Range = Literal["absmax", "percentile", "mse"]
@@ -74,7 +74,8 @@ class Scheme:
     embedding are one tensor, and either names both; where both are named and differ, each is stored
     for itself. kv: of keys, after rotary embedding, and of values, by token and head. query: of
     queries, likewise. mixed: of o_proj's input, where it is not ``activations``. range: how the
-    ranges of static activations are found.
+    ranges of static activations are found. protected: the blocks' linears whose weights keep 8
+    bits, by full name; or how many, as long as it is not known which (``slmq_edge.analysis``).
     """
 
     name: str
@@ -86,6 +87,34 @@ class Scheme:
     query: Grid | None = None
     mixed: Grid | None = None
     range: Range = "absmax"
+    protected: int | tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name, and how many linears are not as it says: ``w4a8-p3``."""
+        return f"{self.name}-p{self.protects}" if self.protects else self.name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether some linears are to be protected, and it is not known yet which."""
+        return isinstance(self.protected, int) and self.protected > 0
+
+    @property
+    def protects(self) -> int:
+        """How many linears keep 8-bit weights."""
+        return self.protected if isinstance(self.protected, int) else len(self.protected)
+
+    def weight_grid(self, linear: str) -> Grid | None:
+        """The grid of the weights of one of the blocks' linears, by its full name."""
+        if not self.protected:
+            return self.weights
+        assert not isinstance(self.protected, int), "which are protected is found before rounding"
+        return self.protected_grid if linear in self.protected else self.weights
+
+    @property
+    def protected_grid(self) -> Grid | None:
+        """The grid of weights that keep 8 bits."""
+        return self.weights and dataclasses.replace(self.weights, bits=8)
 
     @property
     def is_static(self) -> bool:
@@ -111,12 +140,16 @@ class Scheme:
         return self.head or (self.embedding if tied else None)
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """By field; ``protected`` only where something is."""
+        found = dataclasses.asdict(self)
+        return {name: part for name, part in found.items() if name != "protected" or part}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Scheme:
         grids = {part: Grid(**value[part]) if value[part] is not None else None for part in PARTS}
-        return Scheme(name=value["name"], range=value["range"], **grids)
+        kept = value.get("protected", ())
+        protected = kept if isinstance(kept, int) else tuple(map(str, kept))
+        return Scheme(name=value["name"], range=value["range"], protected=protected, **grids)
 
 
 PARTS = ("weights", "activations", "head", "embedding", "kv", "query", "mixed")
@@ -175,6 +208,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "lm_head": tuple(HEADS),
     "embedding": tuple(TABLES),
 }
+# Linears that keep 8-bit weights: how many of the worst, or their full names.
+PROTECT = "protect"
 
 
 def scheme(name: str, head: str = "float", embedding: str = "float") -> Scheme:
@@ -187,16 +222,16 @@ def scheme(name: str, head: str = "float", embedding: str = "float") -> Scheme:
 
 
 def in_words(words: Mapping[str, Any]) -> Scheme:
-    """The scheme that ``words`` describe: its ``name``, and any of ``WORDS``.
+    """The scheme that ``words`` describe: its ``name``, any of ``WORDS``, and ``PROTECT``.
 
     Raises:
         UsageError: an unknown name or word, or words that contradict each other.
     """
     base = named(words["name"])
-    said = {word: str(value) for word, value in words.items() if word != "name"}
+    said = {word: str(value) for word, value in words.items() if word not in ("name", PROTECT)}
     for word, value in said.items():
         if word not in WORDS:
-            raise UsageError(unknown("word of a scheme", word, tuple(WORDS)))
+            raise UsageError(unknown("word of a scheme", word, (*WORDS, PROTECT)))
         if value not in WORDS[word]:
             raise UsageError(unknown(spoken(word), value, WORDS[word]))
         reason = meaningless(word, {**words, **said})
@@ -219,7 +254,18 @@ def in_words(words: Mapping[str, Any]) -> Scheme:
         embedding=TABLES[full["embedding"]],
         kv=OPERANDS_8 if full["kv"] == "8" else None,
         range=cast("Range", full["range"]),
+        protected=_protected(words),
     )
+
+
+def _protected(words: Mapping[str, Any]) -> int | tuple[str, ...]:
+    value = words.get(PROTECT, 0)
+    if isinstance(value, int) and value < 0:
+        raise UsageError(f"--protect counts linears, and cannot be {value}")
+    reason = meaningless(PROTECT, words) if value else None
+    if reason:
+        raise UsageError(reason)
+    return (value or ()) if isinstance(value, int) else tuple(map(str, value))
 
 
 def _head(word: str, base: Scheme) -> Grid | None:
@@ -244,6 +290,8 @@ def named(name: str) -> Scheme:
 def meaningless(word: str, words: Mapping[str, Any]) -> str | None:
     """Why ``word`` says nothing beside the other ``words``; ``None`` where it does."""
     base, value = named(words["name"]), words[word]
+    if word == PROTECT:
+        return _unprotectable(base, value)
     said = f"--{spoken(word)} {value}"
     if base.weights is None and word in ("lm_head", "embedding", "kv"):
         lacks = f"{value} {word}" if word != "kv" else "8-bit keys and values"
@@ -261,6 +309,15 @@ def meaningless(word: str, words: Mapping[str, Any]) -> str | None:
             return f"scheme {base.name} rounds activations symmetrically: leave {said} out"
     if word == "range" and words.get("activation_scale") != "tensor":
         return f"{said} is how static ranges are found: it needs --activation-scale tensor"
+    return None
+
+
+def _unprotectable(base: Scheme, value: int | Sequence[str]) -> str | None:
+    said = f"--protect {value if isinstance(value, int) else len(value)}"
+    if base.weights is None:
+        return f"scheme {base.name} keeps everything in float: leave {said} out"
+    if base.weights.bits == 8:
+        return f"scheme {base.name} has 8-bit weights everywhere: leave {said} out"
     return None
 
 
@@ -288,6 +345,10 @@ def words_of(found: Scheme) -> dict[str, Any] | None:
         return None
     kept = {w: v for w, v in words.items() if w == "name" or not meaningless(w, words)}
     known = all(str(value) in WORDS[word] for word, value in kept.items() if word != "name")
+    if found.protected:
+        kept[PROTECT] = (
+            found.protected if isinstance(found.protected, int) else list(found.protected)
+        )
     return kept if known and in_words(kept) == found else None
 
 
@@ -303,6 +364,31 @@ def require_weights(chosen: Scheme, method: str) -> Grid:
             "use --method none for the full-precision baseline"
         )
     return chosen.weights
+
+
+def check_protected(chosen: Scheme, shape: Anatomy) -> None:
+    """Refuse to protect more linears than there are, or a name that is none of theirs.
+
+    Raises:
+        UsageError: says how many there are, or guesses the name.
+    """
+    known = tuple(shape.linears())
+    if chosen.protects > len(known):
+        raise UsageError(
+            f"--protect {chosen.protects}: the model has {len(known)} linears in its blocks"
+        )
+    for name in () if isinstance(chosen.protected, int) else chosen.protected:
+        if name not in known:
+            raise UsageError(
+                f"protect: the model has no linear '{name}'{did_you_mean(name, known)}"
+            )
+
+
+def weight_grid(chosen: Scheme, linear: str) -> Grid:
+    """The grid of a linear's weights, of a scheme that ``require_weights`` has let pass."""
+    found = chosen.weight_grid(linear)
+    assert found is not None, "asked of schemes that round weights"
+    return found
 
 
 def require_integer(chosen: Scheme, method: str) -> tuple[Grid, Grid]:

@@ -70,20 +70,25 @@ class Simulation:
 
     def project(self, inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         """Quantize the shared input once, multiply integers, scale back."""
-        found = [self.checkpoint.integer_weight(name) for name in linears]
-        weights = [None if weight is None else _at(weight, self._dtype) for weight in found]
-        if weights[0] is None:
+        if self.checkpoint.integer_weight(linears[0]) is None:
             return self.model.project(inputs, linears)
-        grid = self.checkpoint.scheme.input_grid(linears[0])
-        x = None if grid is None else self._round(inputs.to(self._dtype), grid, linears[0])
-        outputs = []
-        for name, weight in zip(linears, weights, strict=True):
-            assert weight is not None, "linears that share an input share a precision"
-            pieces = (self._product(inputs, x, grid, piece) for piece in weight.split(MOST_ROWS))
-            out = torch.cat(list(pieces), dim=-1)
-            bias = self.model.weights.get(f"{name}.bias")
-            outputs.append((out if bias is None else out + bias).to(self._floats))
-        return tuple(outputs)
+        x = self.rounded(inputs, linears[0])
+        return tuple(self.multiply(inputs, x, name) for name in linears)
+
+    def rounded(self, inputs: Tensor, first: str) -> Rounded | None:
+        """``inputs`` as the linears round them of which ``first`` reads them first; or float."""
+        grid = self.checkpoint.scheme.input_grid(first)
+        return None if grid is None else self._round(inputs.to(self._dtype), grid, first)
+
+    def multiply(self, inputs: Tensor, x: Rounded | None, linear: str) -> Tensor:
+        """``x``, or ``inputs`` where it is ``None``, times a linear's integers, plus its bias."""
+        found = self.checkpoint.integer_weight(linear)
+        assert found is not None, "linears that share an input are all integers, or none is"
+        weight, grid = _at(found, self._dtype), self.checkpoint.scheme.input_grid(linear)
+        pieces = (self._product(inputs, x, grid, piece) for piece in weight.split(MOST_ROWS))
+        out = torch.cat(list(pieces), dim=-1)
+        bias = self.model.weights.get(f"{linear}.bias")
+        return (out if bias is None else out + bias).to(self._floats)
 
     def _product(
         self, inputs: Tensor, x: Rounded | None, grid: Grid | None, weight: IntegerWeight

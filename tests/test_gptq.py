@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from slmq_edge.anatomy import ATTENTION_FEED
+from slmq_edge.anatomy import ATTENTION_FEED, LINEARS
 from slmq_edge.calibration import Calibration, Text
 from slmq_edge.decoder import Decoder
 from slmq_edge.errors import SlmqError, UsageError
@@ -197,7 +197,8 @@ def test_the_staged_walk_leaves_the_streams_where_plain_blocks_put_them(drift: f
     grid = gptq.GPTQ(Settings()).grid(Grid(4, "channel"))
     before = staged.clone()
     streams = (staged, exact if drift else None)
-    rounded = gptq.round_block(model, 0, streams, grid, Settings(drift=drift))
+    grids = dict.fromkeys(model.anatomy.blocks(0, LINEARS), grid)
+    rounded = gptq.round_block(model, 0, streams, grids, Settings(drift=drift))
     assert len(rounded) == 7
     advance(model, 0, before)
     assert torch.equal(staged, before)

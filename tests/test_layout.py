@@ -66,6 +66,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
     [
         ["--help"],
         ["export", "--help"],
+        ["analyze", "--help"],
         ["generate", "--help"],
         ["inspect", "--help"],
         ["lint", "--help"],

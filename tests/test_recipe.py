@@ -29,7 +29,7 @@ from tests import method_in_blocks
 
 SMALL = ("--windows", "8", "--length", "32")
 WORDS_OF_RUN = ("method", "scheme", "preset", "device", "revision", "calib", "windows", "length",
-                "set", "config", *WORDS, *OPTIONS)  # fmt: skip
+                "set", "config", "protect", *WORDS, *OPTIONS)  # fmt: skip
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def export(
     name = str(recipe.model)
     named = () if target == DEFAULT_TARGET else (target,)
     destination = output or options.default_output(
-        name, request.method, request.scheme.name, *named
+        name, request.method, request.scheme.label, *named
     )
     _print(_export_model(name, request, destination, wanted, force), destination, as_json)
 

@@ -14,7 +14,7 @@ from slmq_edge import presets
 from slmq_edge.models import DEFAULT_MODEL
 from slmq_edge.quantization import METHODS
 from slmq_edge.recipe import Recipe, over, read
-from slmq_edge.scheme import SCHEMES, WORDS, spoken
+from slmq_edge.scheme import PROTECT, SCHEMES, WORDS, spoken
 from slmq_edge.settings import OPTIONS, pairs
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")]
@@ -76,6 +76,12 @@ MAKING: dict[str, Any] = {
         )
         for word, values in WORDS.items()
     },
+    "protect": _option(
+        int | None, metavar="N",
+        help="Linears that keep 8-bit weights where the scheme has 4: the N whose weights cost "
+        "most when they alone are rounded, measured on the calibration text (slmq-edge analyze "
+        "shows all).",
+    ),
     "calib": _option(
         Path | None,
         help="Calibration text, from which golden prompts are cut too: plain text, or JSONL with "
@@ -139,13 +145,15 @@ def of_making(verb: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def recipe(model: str | None, words: Mapping[str, Any]) -> Recipe:
+def recipe(model: str | None, words: Mapping[str, Any], method: str = DEFAULT_METHOD) -> Recipe:
     """What the command line says, over what its ``--config`` says, over the defaults.
+
+    method: where neither says one.
 
     Raises:
         SlmqError: a recipe that cannot be read, or a setting given twice.
     """
-    scheme = {word: words[word] for word in WORDS} | {"name": words["scheme"]}
+    scheme = {word: words[word] for word in (*WORDS, PROTECT)} | {"name": words["scheme"]}
     calib = words["calib"]
     calibration = {
         "file": None if calib is None else str(calib),
@@ -163,7 +171,7 @@ def recipe(model: str | None, words: Mapping[str, Any]) -> Recipe:
     below = Recipe() if words["config"] is None else read(words["config"])
     defaults = Recipe(
         model=DEFAULT_MODEL,
-        method=DEFAULT_METHOD,
+        method=method,
         preset=presets.DEFAULT,
         device="cpu",
         scheme={"name": DEFAULT_SCHEME},

@@ -58,7 +58,7 @@ def quantize_command(
     request = making.request_of(recipe, words)
     name = str(recipe.model)
     target = output or options.default_output(
-        name, request.method, request.scheme.name, "checkpoint"
+        name, request.method, request.scheme.label, "checkpoint"
     )
     check_output(target, force, folder=True)
     planned = making.planned(name, request, target)

@@ -76,12 +76,11 @@ def round_to_nearest(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
     from slmq_edge.checkpoint import IntegerWeight
     from slmq_edge.quantization.rounding import quantize
 
-    grid = task.scheme.weights
-    if grid is None:
-        return {}
+    grids = {linear: task.scheme.weight_grid(linear) for linear in model.anatomy.linears()}
     return {
         linear: IntegerWeight.of(quantize(model.weights.pop(f"{linear}.weight"), grid), grid)
-        for linear in model.anatomy.linears()
+        for linear, grid in grids.items()
+        if grid is not None
     }
 
 
@@ -90,10 +89,11 @@ def round_searched(model: Decoder, task: Task) -> dict[str, IntegerWeight]:
     from slmq_edge.checkpoint import IntegerWeight
     from slmq_edge.quantization.rounding import quantize, search_clip
 
-    assert task.scheme.weights is not None, "prepare() sees to it"
-    grid = replace(task.scheme.weights, lowest=task.scheme.weights.symmetric)
     found: dict[str, IntegerWeight] = {}
     for linear in model.anatomy.linears():
+        asked = task.scheme.weight_grid(linear)
+        assert asked is not None, "prepare() sees to it"
+        grid = replace(asked, lowest=asked.symmetric)
         weight = model.weights.pop(f"{linear}.weight")
         found[linear] = IntegerWeight.of(quantize(weight, grid, search_clip(weight, grid)), grid)
         task.progress(len(found) / (7 * model.anatomy.layers), "searching clips")

@@ -15,7 +15,7 @@ Where drift is made up for, the float model walks beside the rounded one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from slmq_edge.quantization import Prepared, Task
 from slmq_edge.quantization.columns import Settings, Sums, solve
 from slmq_edge.quantization.rounding import Rounded, Steps
 from slmq_edge.quantization.streams import advance, allocate, batches, embedded, rotary_for
-from slmq_edge.scheme import Grid, Scheme, require_weights
+from slmq_edge.scheme import Grid, Scheme, require_weights, weight_grid
 
 __all__ = ["CALIBRATION", "GPTQ", "Settings", "check", "prepare"]
 
@@ -92,17 +92,18 @@ class GPTQ:
         self, model: Decoder, layer: int, stream: Tensor, exact: Tensor | None, task: Task
     ) -> dict[str, IntegerWeight]:
         """One block rounded, now or in a run that was interrupted; the streams behind it."""
-        grid = self.grid(require_weights(task.scheme, "gptq"))
+        linears = model.anatomy.blocks(layer, names.LINEARS)
+        grids = {linear: self.grid(weight_grid(task.scheme, linear)) for linear in linears}
         name = f"gptq-{layer:04d}"
         stored = task.finished.load(name) if task.finished else None
         if stored is None:
-            rounded = round_block(model, layer, (stream, exact), grid, self.settings, task.spill)
+            rounded = round_block(model, layer, (stream, exact), grids, self.settings, task.spill)
             if task.finished:
                 task.finished.save(name, packed(rounded))
             return rounded
         if exact is not None:
             advance(model, layer, exact)
-        rounded = unpacked(stored, model.anatomy.blocks(layer, names.LINEARS), grid)
+        rounded = unpacked(stored, grids)
         for linear, weight in rounded.items():
             key = f"{linear}.weight"
             model.weights[key] = weight.dequantized.to(model.weights[key])
@@ -119,14 +120,14 @@ def round_block(
     model: Decoder,
     layer: int,
     streams: tuple[Tensor, Tensor | None],
-    grid: Grid,
+    grids: Mapping[str, Grid],
     settings: Settings,
     spill: Path | None = None,
 ) -> dict[str, IntegerWeight]:
     """Round one block's linears, and put the rounded weights in the model, in their place.
 
     streams [windows, length, hidden]: of the rounded model and, for drift, of the float one; both
-    end up behind the block.
+    end up behind the block. grids: by full name of linear; those of one grid are solved together.
     """
     stream, exact = streams
     walks = [_Walk(model, layer, stream, spill)]
@@ -137,12 +138,14 @@ def round_block(
 
     def rounded(linears: tuple[str, ...], inputs: list[Inputs], adds: bool) -> None:
         full = model.anatomy.blocks(layer, linears)
-        weights = [model.weights[f"{name}.weight"] for name in full]
         sums = _sums(walks, inputs, adds)
-        parts = split(solve(torch.cat(weights), sums, grid, settings), weights)
-        for name, weight, one in zip(full, weights, parts, strict=True):
-            found[name] = IntegerWeight.of(one, grid)
-            model.weights[f"{name}.weight"] = one.values(grid).to(weight)
+        for grid in dict.fromkeys(grids[name] for name in full):
+            alike = [name for name in full if grids[name] == grid]
+            weights = [model.weights[f"{name}.weight"] for name in alike]
+            parts = split(solve(torch.cat(weights), sums, grid, settings), weights)
+            for name, weight, one in zip(alike, weights, parts, strict=True):
+                found[name] = IntegerWeight.of(one, grid)
+                model.weights[f"{name}.weight"] = one.values(grid).to(weight)
 
     rounded(QKV, [walk.normed(ATTENTION_FEED) for walk in walks], adds=False)
     for walk in walks:
@@ -254,13 +257,11 @@ def packed(rounded: dict[str, IntegerWeight]) -> dict[str, Tensor]:
     return found
 
 
-def unpacked(
-    stored: dict[str, Tensor], linears: tuple[str, ...], grid: Grid
-) -> dict[str, IntegerWeight]:
-    """Undo ``packed``, for linears in this order."""
+def unpacked(stored: Mapping[str, Tensor], grids: Mapping[str, Grid]) -> dict[str, IntegerWeight]:
+    """Undo ``packed``, for linears with these grids, in this order."""
     return {
         name: IntegerWeight(
             stored[f"{name}.integers"], stored[f"{name}.scale"], stored.get(f"{name}.zero"), grid
         )
-        for name in linears
+        for name, grid in grids.items()
     }

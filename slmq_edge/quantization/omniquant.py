@@ -47,7 +47,7 @@ from slmq_edge.quantization.fitting import (
 from slmq_edge.quantization.let import KEY_LINEAR, Scales, fold, initial_scales
 from slmq_edge.quantization.rounding import quantize
 from slmq_edge.quantization.streams import advance, allocate, embedded, rotary_for
-from slmq_edge.scheme import Grid, Scheme, require_weights
+from slmq_edge.scheme import Grid, Scheme, require_weights, weight_grid
 
 CALIBRATION = Size(windows=128, length=2048)
 
@@ -227,13 +227,16 @@ def clip_logit(grid: Grid) -> float:
 def round_clipped(
     clips: Mapping[str, Tensor], model: Decoder, task: Task
 ) -> dict[str, IntegerWeight]:
-    """Every linear to the scheme's grid, by its range times the learned factors."""
-    grid = require_weights(task.scheme, "omniquant")
+    """Every linear to the scheme's grid, by its range times the learned factors.
+
+    What keeps 8 bits keeps its range: factors that are right for 4 bits cut off whole steps of it.
+    """
     rounded = {}
     for linear in model.anatomy.linears():
+        grid = weight_grid(task.scheme, linear)
         weight = model.weights.pop(f"{linear}.weight")
-        factors = clips.get(linear)
-        factors = None if factors is None else factors.to(weight)
+        learned = grid == task.scheme.weights and linear in clips
+        factors = clips[linear].to(weight) if learned else None
         found = clipped_extent(weight, grid, factors)
         rounded[linear] = IntegerWeight.of(quantize(weight, grid, found), grid)
     return rounded

@@ -15,6 +15,7 @@ from slmq_edge.reports.made import (
     changes_text,
     cost_text,
     grids,
+    names_text,
     online_text,
     ran_text,
     stages_text,
@@ -153,6 +154,7 @@ def _of_bundle(manifest: Mapping[str, Any]) -> dict[str, str | None]:
         "scheme": f"{manifest['scheme_requested']} asked, {ran_text(lowering)} executed",
         "integer GEMM": f"{share_text(lowering['int8_gemm_share'])} of the weights' multiply-adds",
         "weights": lowering.get("weights"),
+        "protected": names_text(lowering.get("protected", ())),
         "activations": lowering["activation_mode"],
         "lm_head": lowering["lm_head"],
         "KV cache": lowering.get("kv_cache"),
@@ -175,7 +177,7 @@ def _of_checkpoint(manifest: Mapping[str, Any]) -> dict[str, str | None]:
     scheme = Scheme.from_json(manifest["scheme"])
     parts = grids(scheme, manifest["anatomy"]["tied"])
     return {
-        "scheme": scheme.name,
+        "scheme": scheme.label,
         **{part: str(grid) for part, grid in parts.items()},
         "online": online_text(manifest),
     }

@@ -15,7 +15,7 @@ def checkpoint_table(manifest: Mapping[str, Any]) -> str:
     rows = {
         "model": manifest["source"]["name"],
         "method": _method(manifest),
-        "scheme": scheme.name,
+        "scheme": scheme.label,
         **{part: str(grid) for part, grid in grids(scheme, manifest["anatomy"]["tied"]).items()},
         "online": online_text(manifest),
         "calibration": calibration_text(manifest["calibration"]),
@@ -31,6 +31,7 @@ def grids(scheme: Scheme, tied: bool) -> dict[str, object]:
     static = f" by {scheme.range}" if scheme.is_static else ""
     named = {
         "weights": scheme.weights,
+        "protected": protected_text(scheme),
         "activations": scheme.activations and f"{scheme.activations}{static}",
         "lm_head": scheme.lm_head(tied) or "float",
         "embedding": scheme.table(tied),
@@ -39,6 +40,18 @@ def grids(scheme: Scheme, tied: bool) -> dict[str, object]:
         "o_proj's input": scheme.mixed,
     }
     return {part: grid for part, grid in named.items() if grid is not None}
+
+
+def protected_text(scheme: Scheme) -> str | None:
+    """The linears whose weights keep 8 bits, and their grid."""
+    if not scheme.protects or isinstance(scheme.protected, int):
+        return None
+    return f"{names_text(scheme.protected)}: {scheme.protected_grid}"
+
+
+def names_text(linears: Iterable[str]) -> str:
+    """Full names of linears in short: ``3.mlp.down_proj``."""
+    return ", ".join(linear.removeprefix("model.layers.") for linear in linears)
 
 
 def bundle_table(manifest: Mapping[str, Any]) -> str:
@@ -52,6 +65,7 @@ def bundle_table(manifest: Mapping[str, Any]) -> str:
         "scheme": f"{manifest['scheme_requested']} -> {ran_text(lowering)}",
         "integer GEMM": f"{share} of the weights' multiply-adds",
         "weights": lowering["weights"],
+        "protected": names_text(lowering.get("protected", ())) or None,
         "activations": lowering["activation_mode"],
         "KV cache": lowering["kv_cache"],
         "bits on disk": bits,

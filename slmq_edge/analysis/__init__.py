@@ -1,0 +1,8 @@
+"""Sensitivity: which part of a model rounding hurts, by how much, and what its numbers look like.
+
+damage       what it costs to round one part, where all else stays in float
+parts        what of a quantized model can be rounded alone
+outliers     how far the largest weights and activations stand out
+sensitivity  all of these, of a model that a method has quantized
+protecting   the linears that keep 8-bit weights
+"""
