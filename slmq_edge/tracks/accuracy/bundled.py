@@ -110,8 +110,9 @@ class Bundled:
         def told(event: Mapping[str, Any]) -> None:
             if event["event"] == "scores":
                 progress(order.read(event["first"] + journal.taken(event)), order.tokens)
-            elif event["event"] == "note" and event["done"]:
-                progress(order.read(event["done"]), order.tokens)
+            elif event["event"] in ("note", "kept") and event["done"]:
+                # Below 0: what was told of is of another run, and is no more.
+                progress(order.read(max(event["done"], 0)), order.tokens)
             self._told(event)
 
         progress(0, order.tokens)
