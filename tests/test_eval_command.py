@@ -106,12 +106,12 @@ def test_an_interrupted_evaluation_goes_on(place: Path, monkeypatch: pytest.Monk
     read: list[int] = []
     take = scoring.take
 
-    def counted(requests: Any, done: int, logits: Any, log: Any) -> None:
+    def counted(requests: Any, done: int, logits: Any, log: Any, together: int) -> None:
         def counting(tokens: Any, keep: int) -> Any:
             read.append(len(tokens))
             return logits(tokens, keep)
 
-        take(requests, done, counting, log)
+        take(requests, done, counting, log, together)
 
     monkeypatch.setattr(scoring, "take", counted)
     asked = Asked(tasks.named(TASKS), Folder(place / "data"), None)

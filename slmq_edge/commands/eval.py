@@ -89,6 +89,8 @@ def evaluate(
     hellaswag, wikitext2_documents (lm-eval's word perplexity), and wikitext2_windows (the papers'
     perplexity over windows of 2048 tokens). wikitext2 is both, slmquant all of them. With
     --data-dir the same tasks read FOLDER/arc_easy/test.jsonl and so on, and nothing is fetched.
+    builtin asks what the built-in models were taught, and needs no network: builtin_questions
+    (chance is 25 %) and builtin_windows, a perplexity over windows of 512 tokens.
 
     torch scores a model as transformers computes it, simulated a checkpoint with its rounding, ort
     and trt what was exported: a bundle passes the checks of a measurement first. lm-eval stays
@@ -99,6 +101,7 @@ def evaluate(
 
     \b
     Examples:
+      slmq-edge eval demo-llama --tasks builtin
       slmq-edge eval HuggingFaceTB/SmolLM-135M
       slmq-edge eval smollm-w8a8 --tasks piqa,wikitext2 --limit 200
       slmq-edge eval smollm-w8a8 --data-dir questions --device ssh://me@orin.local

@@ -66,9 +66,11 @@ def evaluate_on(
     Raises:
         SlmqError: the model, the machine or the questions are not as asked; one line says how.
     """
+    from slmq_edge.tracks.accuracy.harness import start
+
     progress(0.0, "loading questions")
     tokenizer = tokenizer_of(scored.what, scored.revision)  # first: a misspelt model shows here
-    these = ready(asked)
+    these = ready(asked, start(tokenizer)[1])
     progress(0.0, "loading the model")
 
     def told(event: Mapping[str, Any]) -> None:
