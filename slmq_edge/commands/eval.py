@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from slmq_edge.remote.target import Target
 
 
 def evaluate(
@@ -41,6 +44,13 @@ def evaluate(
         int | None,
         typer.Option(
             min=1, help="Only the first so many of each task, of MMLU of each of 57 subjects."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="A bundle, a checkpoint or a model: how far next tokens lie from its.",
         ),
     ] = None,
     output: Annotated[
@@ -99,12 +109,18 @@ def evaluate(
     Every question's log-probabilities are kept in eval.json, for slmq-edge gap. After Ctrl-C or a
     crash the same command goes on.
 
+    --against BASE also compares distributions of next tokens, over all the vocabulary, at every
+    position of wikitext2_windows and builtin_windows: KL(BASE || WHAT), and how often the most
+    likely token differs. Both run here, one after the other; slmq-edge gap has the result in its
+    table. An interruption of this part loses it, and not the scores.
+
     \b
     Examples:
       slmq-edge eval demo-llama --tasks builtin
       slmq-edge eval HuggingFaceTB/SmolLM-135M
       slmq-edge eval smollm-w8a8 --tasks piqa,wikitext2 --limit 200
       slmq-edge eval smollm-w8a8 --data-dir questions --device ssh://me@orin.local
+      slmq-edge eval smollm-w8a8 --tasks wikitext2_windows --against HuggingFaceTB/SmolLM-135M
       slmq-edge eval demo-llama --data-dir questions --slices --json | jq .tasks[].metrics
     """
     from slmq_edge.commands.formats import chosen_format
@@ -125,6 +141,8 @@ def evaluate(
     where = targets(device)
     if len(where) > 1:
         raise UsageError(f"{device} names {len(where)} boards: eval scores on one")
+    if against is not None:
+        _check_against(chosen, where[0])
     if runtime is not None and runtime not in scorers.SCORERS:
         raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
     kind = runtime or scorers.runtime_of(what)
@@ -147,9 +165,22 @@ def evaluate(
     )
     asked = Asked(chosen, data, limit)
     with bar("loading") as progress:
-        found = evaluate_on(place, scored, runtime, asked, path, progress, _say, force=force)
+        found = evaluate_on(
+            place, scored, runtime, asked, path, progress, _say, against=against, force=force
+        )
     typer.echo(write(found), nl=False)
     typer.echo(f"written: {path}", err=True)
+
+
+def _check_against(chosen: tuple[str, ...], target: Target) -> None:
+    from slmq_edge.errors import UsageError
+    from slmq_edge.remote.target import LOCAL
+    from slmq_edge.tracks.accuracy import tasks
+
+    if target.transport != LOCAL:
+        raise UsageError("--against compares logits, which stay here: leave --device out")
+    if not set(chosen) & set(tasks.TEXTS):
+        raise UsageError(f"--against is of texts: add one of {', '.join(tasks.TEXTS)} to --tasks")
 
 
 def _say(text: str) -> None:

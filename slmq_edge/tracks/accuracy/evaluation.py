@@ -181,7 +181,7 @@ def _of_lm_eval(harness: Harness, loaded: Loaded, limit: int | None) -> Iterable
             source=loaded.sources[name],
             available=sum(found["n-samples"][part]["original"] for part in parts),
             cut=sum(_is_cut(sample, harness.cut) for sample in samples),
-            asked_sha256=_sha256([sample["arguments"] for sample in samples]),
+            asked_sha256=sha256_of([sample["arguments"] for sample in samples]),
             metrics=tuple(
                 Metric(
                     name=metric,
@@ -227,7 +227,7 @@ def _of_windows(found: Windows, scores: Mapping[Sequence, Score], limit: int | N
         source=text.source,
         available=found.available,
         cut=0,
-        asked_sha256=_sha256([one.tokens for one in found.asked]),
+        asked_sha256=sha256_of([one.tokens for one in found.asked]),
         metrics=(
             Metric(
                 name=metric,
@@ -254,5 +254,6 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, str) else float(value)
 
 
-def _sha256(asked: Any) -> str:
+def sha256_of(asked: Any) -> str:
+    """Of all that was asked: equal where the same was."""
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

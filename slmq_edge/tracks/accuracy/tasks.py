@@ -95,6 +95,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "builtin": own.NAMES,
 }
 KNOWN = (*SUITES, *NAMES, *own.NAMES)
+TEXTS = (WINDOWS, own.WINDOWS)  # that are cut into windows
 _ALL = "asked"
 # Whose first metric is a column of the paper's Tables 1 and 2.
 PAPER = (*(name for name in NAMES if name != "wikitext2_documents"),)
