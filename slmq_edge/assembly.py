@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from slmq_edge import bounds
+from slmq_edge import bounds, record
 from slmq_edge.caveats import AT, IMPLAUSIBLE, Caveat, Evidence, doubts
 from slmq_edge.energy import Window
 from slmq_edge.errors import Damaged
@@ -127,6 +127,7 @@ def artifact_of(bundle: Mapping[str, Any], sha256: str, kv_bytes_per_token: int)
         "bundle_sha256": sha256,
         "bundle_bytes": sum(sizes),
         "kv_bytes_per_token": kv_bytes_per_token,
+        "recipe": record.of_bundle(bundle),
     }
     names = [field.name for field in dataclasses.fields(Artifact)]
     artifact: Artifact = decode(

@@ -26,6 +26,7 @@ from slmq_edge.commands.lint import lint
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
 from slmq_edge.commands.report import app as report
+from slmq_edge.commands.reproduce import reproduce
 from slmq_edge.commands.trt import app as trt
 from slmq_edge.errors import SlmqError
 
@@ -49,6 +50,7 @@ app.command("profile")(profile)
 app.command("compare")(compare)
 app.command("eval")(evaluate)
 app.command("gap")(gap)
+app.command("reproduce")(reproduce)
 app.command("doctor")(doctor)
 app.add_typer(report, name="report")
 app.add_typer(trt, name="trt")

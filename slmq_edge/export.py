@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmq_edge import __version__
+from slmq_edge import __version__, record
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
 from slmq_edge.exporters import ON_ONNXRUNTIME, TARGETS, Wanted
@@ -106,6 +106,7 @@ def export(
                 one.integers.clear()
         verified = _verify(folder, written.graphs, golden)
         manifest = _manifest(checkpoint, written, golden, verified)
+        manifest["export"] = record.of_export(wanted)
         texts = tuple(name for name in checkpoint.extras if licenses.is_text(name))
         (folder / card.FILE).write_text(card.card(manifest, texts), "utf-8")
         manifest["files"] = describe(folder)

@@ -14,6 +14,7 @@ from slmq_edge import builtin, licenses
 from slmq_edge.anatomy import HEAD, Anatomy
 from slmq_edge.errors import Damaged, MissingExtra, NotFound, Unsupported, UsageError, did_you_mean
 from slmq_edge.files import OURS
+from slmq_edge.runner.manifest import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -274,6 +275,13 @@ def weight_files(folder: Path) -> list[Path]:
     pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
     why = f" ({pickled[0].name} is a pickle, which is never loaded)" if pickled else ""
     raise NotFound(f"{folder} holds no model.safetensors{why}")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of the files that make a model what it is, by name: config, weights, tokenizer."""
+    names = ("config.json", *TOKENIZER_FILES)
+    files = [folder / name for name in names if (folder / name).is_file()]
+    return {file.name: sha256(file) for file in (*files, *weight_files(folder))}
 
 
 def _recomputed(name: str, shape: Anatomy) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmq_edge import __version__, models, presets, recipe
+from slmq_edge import __version__, models, presets, recipe, record
 from slmq_edge import calibration as calibrations
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.calibration import Size
@@ -178,6 +178,7 @@ def quantize(
         "calibration_tokens": 0 if calibration is None else calibration.tokens.numel(),
         "calibration_sha256": None if planned.text is None else planned.text.sha256,
         "resumed_behind_block": done,
+        "made_with": record.here(),
     }
     return dataclasses.replace(made, cost=cost, notes=tuple(notes))
 
@@ -226,7 +227,7 @@ def _made(
         tensors=tensors,
         method=request.method,
         settings=dataclasses.asdict(planned.settings),
-        source=source.as_json(),
+        source=source.as_json() | {"files": models.digests(source.folder)},
         calibration=calibration.as_json() if calibration else None,
         cost={},
         extras=extras,

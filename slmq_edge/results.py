@@ -67,7 +67,8 @@ class Artifact:
     model: name, and ``@revision`` where it has one. bundle_sha256: that of bundle.json.
     bundle_bytes: all files that it lists. weights_bytes: the graph with its external data.
     weights, kv_cache: grids, in the words of the lowering; read_bytes: of weights for one decoded
-    token, as they lie at run time. ``None`` in older runs and bundles.
+    token, as they lie at run time. recipe: how it was made, see `slmq_edge.record`. ``None`` in
+    older runs and bundles.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Artifact:
     weights: str | None = None
     kv_cache: str | None = None
     read_bytes: int | None = None
+    recipe: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Run:
     """device_memory: at most, by part. environment's ``session``: what it said of itself.
 
     power: by phase, raw. states: what the machine was like before each loading and behind every
-    round, in the order of time, as `runner.around.snapshot` has it, and ``event``.
+    round, in the order of time, as `runner.around.snapshot` has it, and ``event``. options: how it
+    was measured, besides its workload: `tracks.inference.Options`; ``None`` in older runs.
     """
 
     created: str
@@ -130,6 +133,7 @@ class Run:
     device_memory: Mapping[str, int] | None = None
     power: Mapping[str, Window] | None = None
     states: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] | None = None
 
     @property
     def prefill_rate(self) -> Series:

@@ -153,7 +153,7 @@ def test_windows_are_the_papers_perplexity(found: Evaluation, stories: Path) -> 
 
 
 def test_windows_of_a_longer_context_have_2048_tokens() -> None:
-    assert windows.metric(131072) == "token_perplexity_2048"
+    assert windows.metric(windows.length(131072)) == "token_perplexity_2048"
     assert windows.length(2048) == 2048
 
 

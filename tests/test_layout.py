@@ -74,6 +74,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["compare", "--help"],
         ["eval", "--help"],
         ["gap", "--help"],
+        ["reproduce", "--help"],
         ["estimate", "--help"],
         ["report", "cost", "--help"],
         ["devices", "list", "--help"],

@@ -223,7 +223,7 @@ def test_what_a_gpu_cannot_multiply_is_refused(form: str) -> None:
 
 def test_and_before_anything_is_quantized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from slmq_edge import quantize as quantizing
-    from slmq_edge.commands.export import _export_model
+    from slmq_edge.commands.export import export_model
 
     def never(*_: object) -> None:
         raise AssertionError("quantized in vain")
@@ -231,7 +231,7 @@ def test_and_before_anything_is_quantized(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(quantizing, "quantize", never)
     request = quantizing.Request(scheme("w4a8-g32"), "none")
     with pytest.raises(Unsupported, match="target ort-cuda"):
-        _export_model("demo-llama", request, tmp_path / "bundle", ON_A_CUDA_DEVICE, False)
+        export_model("demo-llama", request, tmp_path / "bundle", ON_A_CUDA_DEVICE, False)
 
 
 @pytest.mark.parametrize("form", ["w8a8", "w4a8", "w4a16", "w4a16-g128", "w8a16", "fp32"])

@@ -390,7 +390,7 @@ def test_export_refuses_before_it_quantizes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from slmq_edge import quantize, scheme
-    from slmq_edge.commands.export import _export_model
+    from slmq_edge.commands.export import export_model
     from slmq_edge.exporters import Wanted
 
     def never(*_: object) -> None:
@@ -399,5 +399,5 @@ def test_export_refuses_before_it_quantizes(
     monkeypatch.setattr(quantize, "quantize", never)
     request = quantize.Request(replace(scheme.scheme("w8a8"), query=KV_8), "none")
     with pytest.raises(Unsupported, match="rounded queries"):
-        _export_model("demo-llama", request, tmp_path / "bundle", Wanted(), False)
+        export_model("demo-llama", request, tmp_path / "bundle", Wanted(), False)
     assert not (tmp_path / "bundle").exists()

@@ -45,6 +45,11 @@ def score_questions(
 
 
 def stream(tokenizer: Any, documents: Iterable[str]) -> list[int]:
-    """Return the token ids of `<s> document <s> document ...`, the text for perplexity."""
+    """Return the token ids of `<s> document <s> document ...`, the text for perplexity.
+
+    A tokenizer without BOS begins documents with its EOS.
+    """
     encoded = tokenizer(list(documents), add_special_tokens=False).input_ids
-    return [token for ids in encoded for token in (tokenizer.bos_token_id, *ids)]
+    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    start = next(token for token in starts if token is not None)
+    return [token for ids in encoded for token in (start, *ids)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from slmq_edge.remote.target import Target
 
 
 def evaluate(
@@ -41,6 +44,13 @@ def evaluate(
         int | None,
         typer.Option(
             min=1, help="Only the first so many of each task, of MMLU of each of 57 subjects."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="A bundle, a checkpoint or a model: how far next tokens lie from its.",
         ),
     ] = None,
     output: Annotated[
@@ -89,6 +99,8 @@ def evaluate(
     hellaswag, wikitext2_documents (lm-eval's word perplexity), and wikitext2_windows (the papers'
     perplexity over windows of 2048 tokens). wikitext2 is both, slmquant all of them. With
     --data-dir the same tasks read FOLDER/arc_easy/test.jsonl and so on, and nothing is fetched.
+    builtin asks what the built-in models were taught, and needs no network: builtin_questions
+    (chance is 25 %) and builtin_windows, a perplexity over windows of 512 tokens.
 
     torch scores a model as transformers computes it, simulated a checkpoint with its rounding, ort
     and trt what was exported: a bundle passes the checks of a measurement first. lm-eval stays
@@ -97,11 +109,18 @@ def evaluate(
     Every question's log-probabilities are kept in eval.json, for slmq-edge gap. After Ctrl-C or a
     crash the same command goes on.
 
+    --against BASE also compares distributions of next tokens, over all the vocabulary, at every
+    position of wikitext2_windows and builtin_windows: KL(BASE || WHAT), and how often the most
+    likely token differs. Both run here, one after the other; slmq-edge gap has the result in its
+    table. An interruption of this part loses it, and not the scores.
+
     \b
     Examples:
+      slmq-edge eval demo-llama --tasks builtin
       slmq-edge eval HuggingFaceTB/SmolLM-135M
       slmq-edge eval smollm-w8a8 --tasks piqa,wikitext2 --limit 200
       slmq-edge eval smollm-w8a8 --data-dir questions --device ssh://me@orin.local
+      slmq-edge eval smollm-w8a8 --tasks wikitext2_windows --against HuggingFaceTB/SmolLM-135M
       slmq-edge eval demo-llama --data-dir questions --slices --json | jq .tasks[].metrics
     """
     from slmq_edge.commands.formats import chosen_format
@@ -122,6 +141,8 @@ def evaluate(
     where = targets(device)
     if len(where) > 1:
         raise UsageError(f"{device} names {len(where)} boards: eval scores on one")
+    if against is not None:
+        _check_against(chosen, where[0])
     if runtime is not None and runtime not in scorers.SCORERS:
         raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
     kind = runtime or scorers.runtime_of(what)
@@ -144,9 +165,22 @@ def evaluate(
     )
     asked = Asked(chosen, data, limit)
     with bar("loading") as progress:
-        found = evaluate_on(place, scored, runtime, asked, path, progress, _say, force=force)
+        found = evaluate_on(
+            place, scored, runtime, asked, path, progress, _say, against=against, force=force
+        )
     typer.echo(write(found), nl=False)
     typer.echo(f"written: {path}", err=True)
+
+
+def _check_against(chosen: tuple[str, ...], target: Target) -> None:
+    from slmq_edge.errors import UsageError
+    from slmq_edge.remote.target import LOCAL
+    from slmq_edge.tracks.accuracy import tasks
+
+    if target.transport != LOCAL:
+        raise UsageError("--against compares logits, which stay here: leave --device out")
+    if not set(chosen) & set(tasks.TEXTS):
+        raise UsageError(f"--against is of texts: add one of {', '.join(tasks.TEXTS)} to --tasks")
 
 
 def _say(text: str) -> None:

@@ -88,12 +88,13 @@ def export(
     destination = output or options.default_output(
         name, request.method, request.scheme.label, *named
     )
-    _print(_export_model(name, request, destination, wanted, force), destination, as_json)
+    _print(export_model(name, request, destination, wanted, force), destination, as_json)
 
 
-def _export_model(
+def export_model(
     model: str, request: Request, destination: Path, wanted: Wanted, force: bool
 ) -> dict[str, Any]:
+    """Quantize a model and write its bundle, with a bar on stderr; return the manifest."""
     from slmq_edge.commands import making
     from slmq_edge.commands.progress import bar
     from slmq_edge.export import check_scheme

@@ -20,7 +20,8 @@ def gap(
         typer.Option(
             "--fail-on",
             metavar="LIMIT",
-            help="gap=0.5%, flips=2% or kl=0.01: exit code 1 above it; may be repeated.",
+            help="gap=0.5%, flips=2%, kl=0.01, token-kl=0.01 or token-flips=2%: exit code 1 above "
+            "it; may be repeated.",
         ),
     ] = None,
     format: Annotated[
@@ -43,13 +44,16 @@ def gap(
     moved. Files that were asked other questions are refused.
 
     --fail-on looks at each task's first metric, as measured: gap is what the other loses (points of
-    an accuracy, relative rise of a perplexity), flips and kl are as in the table.
+    an accuracy, relative rise of a perplexity), flips and kl are as in the table. token-kl and
+    token-flips are of next tokens, which are there where OTHER was evaluated with --against and
+    the artifact of BASE.
 
     \b
     Examples:
       slmq-edge gap fp32-eval.json simulated-eval.json ort-eval.json
       slmq-edge gap simulated-eval.json ort-eval.json --fail-on gap=0.5% --fail-on flips=1%
       slmq-edge gap fp32-eval.json ort-eval.json --format md -o gap.md
+      slmq-edge gap simulated-eval.json ort-eval.json --fail-on token-kl=0.001
     """
     from slmq_edge.commands.formats import chosen_format
     from slmq_edge.errors import UsageError

@@ -85,6 +85,11 @@ def _said(evaluation: Evaluation) -> Iterator[str]:
             yield f"! {task.name}: {task.cut} longer than the context, read without their start"
     sources = dict.fromkeys(f"{task.source.origin} {task.source.name}" for task in evaluation.tasks)
     yield f"questions: {', '.join(sources)}; lm-eval {evaluation.environment.get('lm_eval', 'n/a')}"
+    for one in evaluation.next_tokens:
+        yield (
+            f"next tokens of {one.task} against {label(one.base)}: KL {one.kl:.3g} nats, another "
+            f"most likely one at {100 * one.changed:.2f} % of {one.positions}"
+        )
     rate = evaluation.tokens / evaluation.seconds if evaluation.seconds > 0 else None
     yield (
         f"scored {evaluation.sequences} sequences, {evaluation.tokens} tokens, in "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from slmq_edge.errors import SlmqError
 from slmq_edge.reports.accuracy import aligned, escaped, label, limit_text, piped, value_text
-from slmq_edge.tracks.accuracy.gap import COVERED, Gap, Limit, Row, exceeded
+from slmq_edge.tracks.accuracy.gap import COVERED, Gap, Limit, Row, TokenRow, exceeded
 from slmq_edge.tracks.accuracy.results import MEAN
 
 FORMAT, VERSION = "slmq-edge-gap", 1
@@ -20,10 +20,18 @@ HEADINGS = (
     "task", "metric", "base", "other", "difference", f"{100 * COVERED:.0f} %", "flips %", "KL",
     "n", "limit",
 )  # fmt: skip
+TOKEN_HEADINGS = (
+    "next tokens of", "KL", f"{100 * COVERED:.0f} %", "flips %", f"{100 * COVERED:.0f} %",
+    "tokens", "windows",
+)  # fmt: skip
 EXPLANATION = (
     "Differences: points of an accuracy, percent of a perplexity, with a 95 % interval; ~ where it "
     "holds 0: these questions do not tell the two apart. Flips: answers that became wrong + right. "
     "KL: of the choices' probabilities, in nats. n: questions; limit: of each part, as asked."
+)
+OF_TOKENS = (
+    " Next tokens: KL over the whole vocabulary, in nats a token; flips: where the most likely one "
+    "differs; intervals over windows."
 )
 
 
@@ -34,8 +42,10 @@ def terminal(gaps: Sequence[Gap]) -> str:
         notes = [f"! {note}" for note in gap.notes]
         lines = [*_scores(gap), *notes]
         parts += [title(gap), aligned([HEADINGS, *map(_cells, gap.rows)], texts=2)]
+        if gap.tokens:
+            parts.append(aligned([TOKEN_HEADINGS, *map(_token_cells, gap.tokens)], texts=1))
         parts += ["\n".join(lines)] if lines else []
-    return "\n\n".join([*parts, textwrap.fill(EXPLANATION, WIDTH)]) + "\n"
+    return "\n\n".join([*parts, textwrap.fill(explanation(gaps), WIDTH)]) + "\n"
 
 
 def markdown(gaps: Sequence[Gap]) -> str:
@@ -44,8 +54,16 @@ def markdown(gaps: Sequence[Gap]) -> str:
     for gap in gaps:
         lines = [f"- {escaped(line)}" for line in (*_scores(gap), *gap.notes)]
         table = piped([HEADINGS, *map(_cells, gap.rows)], texts=2)
-        parts += [f"### {escaped(title(gap))}", table, *(["\n".join(lines)] if lines else [])]
-    return "\n\n".join([*parts, escaped(EXPLANATION)]) + "\n"
+        parts += [f"### {escaped(title(gap))}", table]
+        if gap.tokens:
+            parts.append(piped([TOKEN_HEADINGS, *map(_token_cells, gap.tokens)], texts=1))
+        parts += ["\n".join(lines)] if lines else []
+    return "\n\n".join([*parts, escaped(explanation(gaps))]) + "\n"
+
+
+def explanation(gaps: Sequence[Gap]) -> str:
+    """What the columns of these tables are."""
+    return EXPLANATION + (OF_TOKENS if any(gap.tokens for gap in gaps) else "")
 
 
 def comma_separated(gaps: Sequence[Gap]) -> str:
@@ -58,7 +76,27 @@ def comma_separated(gaps: Sequence[Gap]) -> str:
         for row in gap.rows:
             cells = (getattr(row, name) for name in fields)
             writer.writerow((label(gap.other), label(gap.base), *cells, gap.perf))
+        for metric, text in ((name, text) for text in gap.tokens for name in ("kl", "flips")):
+            found = _token_fields(text, metric)
+            texts = (found.get(name) for name in fields)
+            writer.writerow((label(gap.other), label(gap.base), *texts, gap.perf))
     return out.getvalue()
+
+
+def _token_fields(row: TokenRow, metric: str) -> dict[str, object]:
+    """Next tokens as a line of the same columns."""
+    value = getattr(row, metric)
+    low, high = getattr(row, f"{metric}_interval") or (None, None)
+    return {
+        "task": row.task,
+        "metric": f"token_{metric}",
+        "kind": "next tokens",
+        "n": row.windows,
+        "other": value,
+        "difference": value,
+        "low": low,
+        "high": high,
+    }
 
 
 def to_json(gaps: Sequence[Gap]) -> str:
@@ -82,7 +120,7 @@ def require_within(gaps: Sequence[Gap], limits: Sequence[Limit]) -> None:
     """Raise SlmqError, and say what, where a gap exceeds a limit."""
     found = [
         f"{label(gaps[index].other)}: {row.task} {row.metric} loses {_loss_text(row)}"
-        if limit.what == "gap"
+        if isinstance(row, Row) and limit.what == "gap"
         else f"{label(gaps[index].other)}: {row.task} has {limit.what} above {limit.text}"
         for index, row, limit in exceeded(gaps, limits)
     ]
@@ -113,6 +151,24 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.kl is None else f"{row.kl:.2g}",
         str(row.n),
         limit_text(row.limit),
+    )
+
+
+def _token_cells(row: TokenRow) -> tuple[str, ...]:
+    def between(interval: tuple[float, float] | None, text: str, factor: float) -> str:
+        if interval is None:
+            return ""
+        low, high = (format(factor * end, text) for end in interval)
+        return f"[{low}, {high}]"
+
+    return (
+        row.task,
+        f"{row.kl:.3g}",
+        between(row.kl_interval, ".3g", 1),
+        f"{100 * row.flips:.2f}",
+        between(row.flips_interval, ".2f", 100),
+        str(row.positions),
+        str(row.windows),
     )
 
 

@@ -6,6 +6,7 @@ taken up again where it stopped.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ class Options:
     cool_down_seconds: float = 0.0
     power_source: str | None = None
     again: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """What decides figures, and no path."""
+        found = dataclasses.asdict(self)
+        return {name: value for name, value in found.items() if name not in ("engines", "runtime")}
 
 
 def admitted(bundle: Path, workload: Workload, options: Options) -> dict[str, Any]:
@@ -113,6 +119,7 @@ def profile(
     )
     where.run(work, progress)
     run = assemble(journal.read(log), device, document, workload.repetitions)
+    run = dataclasses.replace(run, options=options.as_json())
     save(run, output, force)
     log.unlink()
     where.forget()

@@ -79,7 +79,7 @@ class Bundled:
         place = runtimes.Place(self._bundle, document, self._threads, self._engines)
         self._device, self._board = self._machine.device(place)
         self._ran: dict[str, Any] = {}
-        self._identity = _identity(self._bundle, document, self._machine.seen) | {
+        self._identity = identity_of(self._bundle, document, self._machine.seen) | {
             "device": self._device.name,
             "threads": self._threads,
             "allow_inexact": options.allow_inexact,
@@ -157,7 +157,10 @@ def _ran(events: List[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: last[of][name] for of, name in RAN.items() if of in last}
 
 
-def _identity(bundle: Path, document: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(
+    bundle: Path, document: Mapping[str, Any], seen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of a bundle on a machine that says so much of itself; see ``Scorer``."""
     installed = seen.get("packages") or packages.installed()
     described = manifest.described(document)
     return {

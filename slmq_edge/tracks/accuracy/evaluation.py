@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from slmq_edge.errors import SlmqError
-from slmq_edge.tracks.accuracy import questions, tasks, windows
+from slmq_edge.tracks.accuracy import own, questions, tasks, windows
 from slmq_edge.tracks.accuracy.fetching import quiet, wikitext_lines
-from slmq_edge.tracks.accuracy.questions import Folder, Source
+from slmq_edge.tracks.accuracy.questions import Folder
 from slmq_edge.tracks.accuracy.results import (
     BITS,
     MEAN,
@@ -29,6 +29,7 @@ from slmq_edge.tracks.accuracy.results import (
 )
 from slmq_edge.tracks.accuracy.sequences import Score, Scorer, Sequence
 from slmq_edge.tracks.accuracy.tasks import WINDOWS, Loaded
+from slmq_edge.tracks.accuracy.windows import Text
 
 if TYPE_CHECKING:
     from slmq_edge.tracks.accuracy.harness import Harness
@@ -52,37 +53,43 @@ class Asked:
 
 @dataclass(frozen=True)
 class Ready:
-    """Questions that are here. lines: of the text that is cut into windows; source: its."""
+    """Questions that are here. texts: that are cut into windows."""
 
     asked: Asked
     loaded: Loaded
-    lines: tuple[str, ...] = ()
-    source: Source | None = None
+    texts: tuple[Text, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Windows:
+class Windows:
+    """A text's that are asked, of so many."""
+
+    text: Text
     asked: tuple[Sequence, ...]
     available: int
-    source: Source
 
 
-def ready(asked: Asked) -> Ready:
+def ready(asked: Asked, begin: str = "") -> Ready:
     """Read or fetch the questions: what can be wrong with them is found before a model is loaded.
+
+    begin: what begins every question of ours: the text of a token (`harness.start`).
 
     Raises:
         NotFound: no such files, or the hub is out of reach.
         Damaged, UsageError: a file holds what is no question, or none of that task.
     """
     files = None if asked.data is None else tasks.files(asked.names, asked.data)
-    loaded = tasks.load(asked.names, files)
-    if WINDOWS not in asked.names:
-        return Ready(asked, loaded)
-    if files is None:
-        lines, source = wikitext_lines()
-    else:
-        lines, source = questions.lines(files[WINDOWS]), questions.source_of(files[WINDOWS])
-    return Ready(asked, loaded, tuple(lines), source)
+    loaded = tasks.load(asked.names, files, begin)
+    texts: list[Text] = []
+    if WINDOWS in asked.names:
+        if files is None:
+            lines, source = wikitext_lines()
+        else:
+            lines, source = questions.lines(files[WINDOWS]), questions.source_of(files[WINDOWS])
+        texts.append(windows.wikitext(WINDOWS, lines, source))
+    if own.WINDOWS in asked.names:
+        texts.append(own.text())
+    return Ready(asked, loaded, tuple(texts))
 
 
 def evaluate(scorer: Scorer, tokenizer: Any, these: Ready, progress: Progress) -> Evaluation:
@@ -98,17 +105,17 @@ def evaluate(scorer: Scorer, tokenizer: Any, these: Ready, progress: Progress) -
     harness = Harness(tokenizer, scorer.context_length)
     with quiet():
         _ask(harness, these.loaded, asked.limit)
-    of_text = _windows(these, tokenizer, scorer.context_length)
-    wanted = tuple(dict.fromkeys([*harness.asked, *(of_text.asked if of_text else ())]))
+    of_texts = cut(these, tokenizer, scorer.context_length)
+    windowed = [one for text in of_texts for one in text.asked]
+    wanted = tuple(dict.fromkeys([*harness.asked, *windowed]))
     progress(0.0, "scoring")
     began = time.monotonic()
     scores = scorer.score(wanted, lambda done, total: progress(done / max(total, 1), "scoring"))
     seconds = time.monotonic() - began
     harness.scores = _finite(wanted, scores)
     found = {one.name: one for one in _of_lm_eval(harness, these.loaded, asked.limit)}
-    if of_text is not None:
-        one = _of_windows(of_text, harness.scores, scorer.context_length, asked.limit)
-        found[one.name] = one
+    for text in of_texts:
+        found[text.text.task] = _of_windows(text, harness.scores, asked.limit)
     return Evaluation(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         identity=json.loads(json.dumps(scorer.identity)),
@@ -136,11 +143,13 @@ def _ask(harness: Harness, loaded: Loaded, limit: int | None) -> None:
                 answer(requests)
 
 
-def _windows(these: Ready, tokenizer: Any, context_length: int) -> _Windows | None:
-    if these.source is None:
-        return None
-    whole = windows.sequences(tokenizer, these.lines, context_length)
-    return _Windows(tuple(whole[: these.asked.limit]), len(whole), these.source)
+def cut(these: Ready, tokenizer: Any, context_length: int) -> list[Windows]:
+    """Every text's windows."""
+    found = []
+    for text in these.texts:
+        whole = windows.sequences(text, tokenizer, context_length)
+        found.append(Windows(text, tuple(whole[: these.asked.limit]), len(whole)))
+    return found
 
 
 def _finite(wanted: Several[Sequence], scores: Several[Score]) -> dict[Sequence, Score]:
@@ -172,7 +181,7 @@ def _of_lm_eval(harness: Harness, loaded: Loaded, limit: int | None) -> Iterable
             source=loaded.sources[name],
             available=sum(found["n-samples"][part]["original"] for part in parts),
             cut=sum(_is_cut(sample, harness.cut) for sample in samples),
-            asked_sha256=_sha256([sample["arguments"] for sample in samples]),
+            asked_sha256=sha256_of([sample["arguments"] for sample in samples]),
             metrics=tuple(
                 Metric(
                     name=metric,
@@ -181,9 +190,9 @@ def _of_lm_eval(harness: Harness, loaded: Loaded, limit: int | None) -> Iterable
                     stderr=_number(values[f"{metric}_stderr,none"]),
                     n=len(samples),
                     limit=limit,
-                    paper=name in tasks.PAPER and metric == tasks.TASKS[name].metrics[0],
+                    paper=name in tasks.PAPER and place == 0,
                 )
-                for metric in tasks.TASKS[name].metrics
+                for place, metric in enumerate(tasks.metrics(name))
             ),
             questions=tuple(spoken),
         )
@@ -204,22 +213,21 @@ def _spoken(part: str, sample: Mapping[str, Any]) -> Question:
     )
 
 
-def _of_windows(
-    found: _Windows, scores: Mapping[Sequence, Score], context_length: int, limit: int | None
-) -> TaskResult:
+def _of_windows(found: Windows, scores: Mapping[Sequence, Score], limit: int | None) -> TaskResult:
     import numpy as np
 
-    metric = windows.metric(context_length)
+    size, text = len(found.asked[0].tokens), found.text
+    metric = windows.metric(size)
     answers = [scores[one] for one in found.asked]
     below = np.array([one.scored for one in found.asked], np.float64)
     above = np.array([answer.logprob for answer in answers])
     return TaskResult(
-        name=WINDOWS,
-        stock={"papers' convention": f"windows of {windows.length(context_length)} tokens"},
-        source=found.source,
+        name=text.task,
+        stock={text.convention: f"windows of {size} tokens"},
+        source=text.source,
         available=found.available,
         cut=0,
-        asked_sha256=_sha256([one.tokens for one in found.asked]),
+        asked_sha256=sha256_of([one.tokens for one in found.asked]),
         metrics=(
             Metric(
                 name=metric,
@@ -228,7 +236,7 @@ def _of_windows(
                 stderr=None,
                 n=len(answers),
                 limit=limit,
-                paper=True,
+                paper=text.task in tasks.PAPER,
             ),
         ),
         questions=tuple(
@@ -246,5 +254,6 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, str) else float(value)
 
 
-def _sha256(asked: Any) -> str:
+def sha256_of(asked: Any) -> str:
+    """Of all that was asked: equal where the same was."""
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -9,6 +9,9 @@ p(c) is the softmax of the log-probabilities of a question's choices. Intervals 
 paired bootstrap: questions are drawn with replacement, the same for both, so that what both find
 hard does not count as noise (Efron and Tibshirani 1993, chapter 13). Flips are those of
 arXiv 2407.09141: an accuracy can stay while the answers change.
+
+Where the other was evaluated against the base, the same of next tokens (`next_tokens`): KL is then
+the mean over all positions, flips are those whose most likely token differs, and windows are drawn.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from slmq_edge.tracks.accuracy.results import (
     TaskResult,
     columns,
     combine,
+    is_same_artifact,
 )
 
 DRAWS = 10_000
@@ -89,12 +93,28 @@ class Row:
 
 
 @dataclass(frozen=True)
+class TokenRow:
+    """Next tokens of one text. kl: in nats a token; flips: share of positions; with 95 % intervals.
+
+    The intervals are ``None`` of a single window.
+    """
+
+    task: str
+    windows: int
+    positions: int
+    kl: float
+    kl_interval: tuple[float, float] | None
+    flips: float
+    flips_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Gap:
     """Two evaluations side by side.
 
     perf: SLMQ_perf of the paper, where both have all its tasks. golden_kl: mean KL of next tokens,
     in nats, of the other against its own simulation, where it is a bundle that ran. notes: what
-    else differs.
+    else differs. tokens: where the other was evaluated against the base.
     """
 
     base: Mapping[str, Any]
@@ -103,11 +123,12 @@ class Gap:
     perf: float | None
     golden_kl: float | None
     notes: tuple[str, ...]
+    tokens: tuple[TokenRow, ...] = ()
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that is accepted. what: a key of `LIMITS`; value: a fraction, or nats."""
+    """The most that is accepted. what: of `LIMITS` or `TOKEN_LIMITS`; value: a share, or nats."""
 
     what: str
     value: float
@@ -126,7 +147,16 @@ def _kl(row: Row) -> float | None:
     return row.kl
 
 
+def _token_kl(row: TokenRow) -> float:
+    return row.kl
+
+
+def _token_flips(row: TokenRow) -> float:
+    return row.flips
+
+
 LIMITS = {"gap": _loss, "flips": _flips, "kl": _kl}
+TOKEN_LIMITS = {"token-kl": _token_kl, "token-flips": _token_flips}
 
 
 def compare(base: Evaluation, other: Evaluation, draws: int = DRAWS) -> Gap:
@@ -149,7 +179,8 @@ def compare(base: Evaluation, other: Evaluation, draws: int = DRAWS) -> Gap:
         rows=rows,
         perf=_perf(rows),
         golden_kl=_golden_kl(other),
-        notes=tuple(_notes(base, other, pairs)),
+        notes=(*_notes(base, other, pairs), *_strangers(base, other)),
+        tokens=tuple(_token_rows(base, other, draws)),
     )
 
 
@@ -162,8 +193,8 @@ def parse(text: str) -> Limit:
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         raise UsageError(f"--fail-on {text}: give NAME=VALUE, like gap=0.5%")
-    if name not in LIMITS:
-        raise UsageError(unknown("limit", name, tuple(LIMITS)))
+    if name not in (*LIMITS, *TOKEN_LIMITS):
+        raise UsageError(unknown("limit", name, (*LIMITS, *TOKEN_LIMITS)))
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e-?\d+)?\s*(%?)", value)
     if found is None:
         raise UsageError(f"--fail-on {text}: {value!r} is no number, like 0.5% or 0.005")
@@ -171,20 +202,18 @@ def parse(text: str) -> Limit:
     return Limit(name, number / 100 if found[3] else number, f"{name}={value}")
 
 
-def exceeded(gaps: Sequence[Gap], limits: Iterable[Limit]) -> list[tuple[int, Row, Limit]]:
-    """Every headline that exceeds a limit, as measured: index of its gap, row, limit.
+def exceeded(
+    gaps: Sequence[Gap], limits: Iterable[Limit]
+) -> list[tuple[int, Row | TokenRow, Limit]]:
+    """Every headline, or text, that exceeds a limit, as measured: index of its gap, row, limit.
 
     Raises:
-        SlmqError: a limit of which no row has the quantity: nothing would ever exceed it.
+        SlmqError: a limit of which no row has the quantity: nothing would ever exceed it. Of next
+            tokens, every gap must have them.
     """
     found = []
     for limit in limits:
-        values = [
-            (index, row, LIMITS[limit.what](row))
-            for index, gap in enumerate(gaps)
-            for row in gap.rows
-            if row.headline
-        ]
+        values = list(_values(gaps, limit))
         if all(value is None for _, _, value in values):
             raise SlmqError(f"--fail-on {limit.text}: texts have no {limit.what}, questions do")
         found += [
@@ -193,6 +222,25 @@ def exceeded(gaps: Sequence[Gap], limits: Iterable[Limit]) -> list[tuple[int, Ro
             if value is not None and value > limit.value
         ]
     return found
+
+
+def _values(
+    gaps: Sequence[Gap], limit: Limit
+) -> Iterator[tuple[int, Row | TokenRow, float | None]]:
+    """What a limit is of: index of its gap, row, value."""
+    for index, gap in enumerate(gaps):
+        if limit.what in LIMITS:
+            for row in gap.rows:
+                if row.headline:
+                    yield index, row, LIMITS[limit.what](row)
+            continue
+        if not gap.tokens:
+            raise SlmqError(
+                f"--fail-on {limit.text}: no next tokens were compared: evaluate the other with "
+                "--against and the base"
+            )
+        for text in gap.tokens:
+            yield index, text, TOKEN_LIMITS[limit.what](text)
 
 
 def _pair(base: Evaluation, other: Evaluation, name: str) -> tuple[TaskResult, TaskResult]:
@@ -236,6 +284,47 @@ def _rows(before: TaskResult, after: TaskResult, draws: int) -> Iterator[Row]:
         )
 
 
+def _token_rows(base: Evaluation, other: Evaluation, draws: int) -> Iterator[TokenRow]:
+    for one in other.next_tokens:
+        if is_same_artifact(base.identity, one.base):
+            positions = np.array([window.positions for window in one.windows], np.float64)
+            kl = np.array([window.kl for window in one.windows])
+            changed = np.array([window.changed for window in one.windows], np.float64)
+            yield TokenRow(
+                task=one.task,
+                windows=len(one.windows),
+                positions=one.positions,
+                kl=one.kl,
+                kl_interval=_of_windows(kl, positions, draws),
+                flips=one.changed,
+                flips_interval=_of_windows(changed, positions, draws),
+            )
+
+
+def _of_windows(
+    above: NDArray[np.float64], below: NDArray[np.float64], draws: int
+) -> tuple[float, float] | None:
+    """The interval of a ratio of sums over windows; ``None`` of one window."""
+    count = len(above)
+    if count < 2:
+        return None
+    drawn = np.random.default_rng(SEED).integers(count, size=(draws, count))
+    return _percentiles(above[drawn].sum(1) / below[drawn].sum(1))
+
+
+def _strangers(base: Evaluation, other: Evaluation) -> Iterator[str]:
+    """Next tokens that were held against something else."""
+    for one in other.next_tokens:
+        if not is_same_artifact(base.identity, one.base):
+            yield f"next tokens of {one.task} were compared with another artifact than the base"
+
+
+def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
+    tail = 100 * (1 - COVERED) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
 def _difference(
     kind: str, base: NDArray[np.float64], other: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -259,9 +348,7 @@ def _interval(
         ]
         found.append(_difference(metric.kind, *values))
         left -= lot
-    tail = 100 * (1 - COVERED) / 2
-    low, high = np.percentile(np.concatenate(found), [tail, 100 - tail])
-    return float(low), float(high)
+    return _percentiles(np.concatenate(found))
 
 
 def _flipped(

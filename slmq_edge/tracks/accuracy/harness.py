@@ -21,6 +21,19 @@ from slmq_edge.tracks.accuracy.sequences import Score, Sequence
 UNKNOWN = (math.nan, False)
 
 
+def start(tokenizer: Any) -> tuple[int, str]:
+    """The token that begins a text, BOS or else EOS, and how it is written.
+
+    Raises:
+        Unsupported: the tokenizer has neither.
+    """
+    starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    found = next((token for token in starts if token is not None), None)
+    if found is None:
+        raise Unsupported("the tokenizer has neither a BOS nor an EOS token to start a text")
+    return int(found), tokenizer.decode(found)
+
+
 class Harness(TemplateLM):  # type: ignore[misc]
     """A language model that answers from ``scores``, and collects in ``asked`` what it lacks.
 
@@ -35,11 +48,7 @@ class Harness(TemplateLM):  # type: ignore[misc]
         self.cut: set[tuple[str, str]] = set()
         self._context_length = context_length
         self._encoded: dict[tuple[str, bool | None], list[int]] = {}
-        starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        prefix = next((token for token in starts if token is not None), None)
-        if prefix is None:
-            raise Unsupported("the tokenizer has neither a BOS nor an EOS token to start a text")
-        self._prefix, self._prefix_text = int(prefix), tokenizer.decode(prefix)
+        self._prefix, self._prefix_text = start(tokenizer)
 
     @property
     def eot_token_id(self) -> int:

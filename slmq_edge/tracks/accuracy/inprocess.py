@@ -51,6 +51,11 @@ class InProcess:
         self._model, self._kept = model, Kept(folder)
 
     @property
+    def model(self) -> Model:
+        """What scores."""
+        return self._model
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         return self._model.identity
 

@@ -89,13 +89,50 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class Window:
+    """kl: summed over positions, in nats; changed: of how many the most likely token differs."""
+
+    positions: int
+    kl: float
+    changed: int
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """How far next tokens lie from those of ``base`` (its identity) on a task's text.
+
+    asked_sha256: as the task's. See `slmq_edge.tracks.accuracy.next_tokens`.
+    """
+
+    task: str
+    base: Mapping[str, Any]
+    asked_sha256: str
+    windows: tuple[Window, ...]
+
+    @property
+    def positions(self) -> int:
+        return sum(window.positions for window in self.windows)
+
+    @property
+    def kl(self) -> float:
+        """KL(base || this one), the mean over positions, in nats."""
+        return sum(window.kl for window in self.windows) / self.positions
+
+    @property
+    def changed(self) -> float:
+        """Share of positions where the most likely token differs."""
+        return sum(window.changed for window in self.windows) / self.positions
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What one model scored, on one runtime.
 
     identity: what scored (`sequences.Scorer.identity`). ran: what the runner said of itself, where
     it was one (`bundled.Bundled.ran`). environment: versions of what made the questions into
     tokens. seconds: of scoring, without what a run before had done. sequences: that are different.
-    tokens: that were read.
+    tokens: that were read. next_tokens: of texts, where another model was given to hold them
+    against.
     """
 
     created: str
@@ -106,9 +143,19 @@ class Evaluation:
     sequences: int
     tokens: int
     tasks: tuple[TaskResult, ...]
+    next_tokens: tuple[NextTokens, ...] = ()
 
     def task(self, name: str) -> TaskResult | None:
         return next((task for task in self.tasks if task.name == name), None)
+
+
+def is_same_artifact(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two identities are of one bundle, one checkpoint, or one model of one dtype."""
+    for digest in ("bundle_sha256", "checkpoint_sha256", "files"):
+        if digest in one or digest in other:
+            same = one.get(digest) == other.get(digest)
+            return same and one.get("dtype") == other.get("dtype")
+    return False
 
 
 def columns(
@@ -167,6 +214,9 @@ def load(path: Path) -> Evaluation:
     found: Evaluation = decode(Evaluation, fields, f"{path}:")
     for task in found.tasks:
         _check(task, f"{path}: task {task.name}")
+    for one in found.next_tokens:
+        if not one.windows or min(window.positions for window in one.windows) < 1:
+            raise Damaged(f"{path}: next tokens of {one.task} have no positions")
     return found
 
 

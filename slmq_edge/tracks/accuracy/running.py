@@ -18,8 +18,9 @@ from slmq_edge.remote.target import LOCAL, Target
 from slmq_edge.runner import manifest
 from slmq_edge.runner.manifest import BUNDLE_FILE
 from slmq_edge.tracks.accuracy import scorers
-from slmq_edge.tracks.accuracy.evaluation import Asked, Progress, evaluate, ready
-from slmq_edge.tracks.accuracy.results import Evaluation, save
+from slmq_edge.tracks.accuracy.evaluation import Asked, Progress, Ready, cut, evaluate, ready
+from slmq_edge.tracks.accuracy.results import Evaluation, NextTokens, save
+from slmq_edge.tracks.accuracy.sequences import Scorer
 from slmq_edge.tracks.machines import Machine
 
 # Events of the runner -> what is being done from then on.
@@ -49,6 +50,7 @@ def evaluate_on(
     progress: Progress,
     say: Callable[[str], None],
     *,
+    against: str | None = None,
     force: bool = False,
 ) -> Evaluation:
     """Score, and write eval.json.
@@ -61,14 +63,17 @@ def evaluate_on(
         output: where eval.json goes; ``<stem>.journal`` beside it is a folder to go on from.
         progress: told a share (0..1) and what is being done.
         say: told a line now and then.
+        against: a bundle, a checkpoint or a model, from whose next tokens the distance is taken.
         force: overwrite ``output``.
 
     Raises:
         SlmqError: the model, the machine or the questions are not as asked; one line says how.
     """
+    from slmq_edge.tracks.accuracy.harness import start
+
     progress(0.0, "loading questions")
     tokenizer = tokenizer_of(scored.what, scored.revision)  # first: a misspelt model shows here
-    these = ready(asked)
+    these = ready(asked, start(tokenizer)[1])
     progress(0.0, "loading the model")
 
     def told(event: Mapping[str, Any]) -> None:
@@ -84,10 +89,45 @@ def evaluate_on(
         scorer = scorers.open_scorer(
             dataclasses.replace(scored, machine=machine, folder=folder, told=told), runtime
         )
+        apart = None
+        if against is not None:
+            apart = _against(against, scored, scorer, these, tokenizer)
         found = evaluate(scorer, tokenizer, these, progress)
+        if apart is not None:
+            found = dataclasses.replace(found, next_tokens=tuple(apart(progress)))
         save(found, output, force)
         scorer.forget()
     return found
+
+
+def _against(
+    base: str, scored: scorers.Asked, scorer: Scorer, these: Ready, tokenizer: Any
+) -> Callable[[Progress], Iterator[NextTokens]]:
+    """Load what next tokens are held against, and return what compares them.
+
+    Raises:
+        SlmqError: it cannot be loaded, or reads other tokens.
+    """
+    from slmq_edge.tracks.accuracy import next_tokens
+
+    length = scorer.context_length
+    texts = cut(these, tokenizer, length)
+    next_tokens.require_same_tokens(cut(these, tokenizer_of(base), length), texts)
+    before = next_tokens.open_reader(
+        scorers.Asked(
+            base, threads=scored.threads, engines=None, allow_inexact=scored.allow_inexact
+        )
+    )
+
+    def compare(progress: Progress) -> Iterator[NextTokens]:
+        after = next_tokens.of_scorer(scorer, scored)
+        for text in texts:
+            progress(0.0, "comparing next tokens")
+            yield next_tokens.compare(
+                before, after, text, lambda share: progress(share, "comparing next tokens")
+            )
+
+    return compare
 
 
 def tokenizer_of(what: str, revision: str | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 A local task is the same YAML: its prompt, its choices and its metrics are lm-eval's. What differs
 is where the rows come from, and that splits which a question without examples does not need are
-not there.
+not there. `own` has questions of ours, which need no network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge.errors import MissingExtra, UsageError, unknown
-from slmq_edge.tracks.accuracy import questions
+from slmq_edge.tracks.accuracy import own, questions
 from slmq_edge.tracks.accuracy.fetching import hub, quiet
 from slmq_edge.tracks.accuracy.questions import Folder, Row, Source
 
@@ -92,7 +92,10 @@ NAMES = (*TASKS, WINDOWS)
 SUITES: dict[str, tuple[str, ...]] = {
     "slmquant": NAMES,
     "wikitext2": ("wikitext2_documents", WINDOWS),
+    "builtin": own.NAMES,
 }
+KNOWN = (*SUITES, *NAMES, *own.NAMES)
+TEXTS = (WINDOWS, own.WINDOWS)  # that are cut into windows
 _ALL = "asked"
 # Whose first metric is a column of the paper's Tables 1 and 2.
 PAPER = (*(name for name in NAMES if name != "wikitext2_documents"),)
@@ -117,15 +120,19 @@ def named(words: str) -> tuple[str, ...]:
     Raises:
         UsageError: one that is neither a task nor a suite; guesses.
     """
-    known = (*SUITES, *NAMES)
     found: dict[str, None] = {}
     for word in filter(None, (word.strip() for word in words.split(","))):
-        if word not in known:
-            raise UsageError(unknown("task", word, known))
+        if word not in KNOWN:
+            raise UsageError(unknown("task", word, KNOWN))
         found.update(dict.fromkeys(SUITES.get(word, (word,))))
     if not found:
-        raise UsageError(f"no tasks: known are {', '.join(known)}")
+        raise UsageError(f"no tasks: known are {', '.join(KNOWN)}")
     return tuple(found)
+
+
+def metrics(name: str) -> tuple[str, ...]:
+    """That are reported of questions, the headline first."""
+    return own.METRICS if name == own.QUESTIONS else TASKS[name].metrics
 
 
 def require_lm_eval() -> None:
@@ -148,8 +155,13 @@ def files(names: Sequence[str], data: Folder) -> dict[str, Path]:
     return {name: data.file(*place) for name, place in places.items()}
 
 
-def load(names: Sequence[str], found: Mapping[str, Path] | None) -> Loaded:
-    """Load lm-eval's tasks; ``found``: their local files, ``None``: from the hub.
+def load(names: Sequence[str], found: Mapping[str, Path] | None, begin: str = "") -> Loaded:
+    """Load lm-eval's tasks, and ours.
+
+    Args:
+        names: of tasks.
+        found: their local files; None: lm-eval's come from the hub.
+        begin: what begins every question of ours.
 
     Raises:
         NotFound: the hub cannot be reached, or has no such rows.
@@ -172,9 +184,14 @@ def load(names: Sequence[str], found: Mapping[str, Path] | None) -> Loaded:
             aggregated = [{"metric": metric, "weight_by_size": True} for metric in task.metrics]
             many = {"aggregate_metric_list": aggregated} if len(parts) > 1 else {}
             wanted.append({"group": _together(name), "task": tasks, **many})
-        with contextlib.nullcontext() if found is not None else hub():
-            # Of a group within a group lm-eval does not hand the metrics down to its tasks.
-            document = manager.load({"group": _ALL, "task": wanted}) if wanted else {"tasks": {}}
+        # Of a group within a group lm-eval does not hand the metrics down to its tasks.
+        whole: list[Any] = [{"group": _ALL, "task": wanted}] if wanted else []
+        if own.QUESTIONS in names:
+            ours, sources[own.QUESTIONS] = own.task(begin)
+            members[own.QUESTIONS] = (own.QUESTIONS,)
+            whole.append(ours)
+        with contextlib.nullcontext() if found is not None or not wanted else hub():
+            document = manager.load(whole) if whole else {"tasks": {}}
     for name in chosen:
         config = document["tasks"][members[name][0]].config
         sources.setdefault(name, Source("hub", str(config.dataset_path)))

@@ -1,0 +1,81 @@
+"""Questions and a text that need no network: the built-in world's own, all of them held out.
+
+    builtin_questions    300 sentences with four ends, which only who was told of that world knows
+    builtin_windows      its documents, each begun with BOS, in windows of 512 tokens
+
+They mean something of the built-in models alone, whose documentation quotes the same two figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from slmq_edge.builtin import world
+from slmq_edge.builtin.score import stream
+from slmq_edge.tracks.accuracy.questions import Source
+from slmq_edge.tracks.accuracy.windows import Text
+
+QUESTIONS, WINDOWS = "builtin_questions", "builtin_windows"
+NAMES = (QUESTIONS, WINDOWS)
+METRICS = ("acc", "acc_norm")
+VERSION = 1
+WINDOW = 512
+
+
+def rows() -> list[dict[str, Any]]:
+    """id, question, choices, answer: the index of the right one."""
+    return [
+        {
+            "id": one.id,
+            "question": one.question,
+            "choices": list(one.choices),
+            "answer": one.answer,
+        }
+        for one in world.questions()
+    ]
+
+
+def task(begin: str) -> tuple[Any, Source]:
+    """The questions as a task of lm-eval's, each begun with BOS, and where they come from."""
+    from lm_eval.api.task import ConfigurableTask
+
+    asked = rows()
+
+    def dataset(**_: Any) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(asked)}
+
+    made = ConfigurableTask(
+        config={
+            "task": QUESTIONS,
+            "custom_dataset": dataset,
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": lambda row: begin + row["question"],
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{answer}}",
+            "metric_list": [{"metric": metric} for metric in METRICS],
+            "metadata": {"version": VERSION},
+        }
+    )
+    return made, _source("questions", asked)
+
+
+def text() -> Text:
+    """The held-out documents."""
+    documents = world.heldout_documents()
+    return Text(
+        WINDOWS,
+        _source("held-out documents", [{"text": one} for one in documents]),
+        "built-in world",
+        WINDOW,
+        lambda tokenizer: stream(tokenizer, documents),
+    )
+
+
+def _source(name: str, found: list[dict[str, Any]]) -> Source:
+    digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return Source("built-in", f"{name} of the built-in world", digest)
