@@ -164,7 +164,7 @@ def test_an_interrupted_run_is_resumed_on_the_same_engine(bundle: Path) -> None:
     toy_trt.write_engine(bundle, bundle.parent / "other", built_at=1.0)
     other = json.loads(json.dumps(dict(kept[0]["environment"])))
     here = environment.capture(of_runtime={**other, "engine": "another"})
-    asked = kept[0]["bundle_sha256"], long._asdict(), False, environment.identity(here)
+    asked = kept[0]["bundle_sha256"], long.asked(), False, environment.identity(here)
     assert "(engine)" in str(resume.other(kept, *asked))
 
 
