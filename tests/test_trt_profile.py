@@ -367,3 +367,17 @@ def test_text_is_cut_to_what_the_engine_holds(bundle: Path) -> None:
         f"--max-new-tokens 200 is cut to {toy_trt.ROOM - 2}: the context holds 130" in done.stderr
     )
     assert len(done.stdout.split()) == toy_trt.ROOM - 2
+
+
+def test_the_papers_pass_is_one_of_an_engine_that_takes_it_whole(bundle: Path) -> None:
+    """Logits of as many positions as were built for; a prompt in pieces is refused."""
+    paper = WORK._replace(prompt_tokens=128, new_tokens=2, protocol="paper")
+    output = bundle.parent / "run.json"
+    with pytest.raises(UsageError, match=r"engine takes 6 at once; .*--prompt 128"):
+        inference.profile(bundle, paper, output, Listener())
+    shutil.rmtree(bundle / "engines")
+    whole = [toy_trt.profile((1, 128), (1, toy_trt.KEPT)), toy_trt.PROFILES[1]]
+    toy_trt.write_engine(bundle, profiles=whole)
+    run = inference.profile(bundle, paper, output, Listener())
+    assert run.environment["forward_logits"] == toy_trt.KEPT
+    assert len(run.series["forward_seconds"].values) == 100
