@@ -6,10 +6,11 @@ import csv
 import dataclasses
 import io
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 
 from slmq_edge.macs import PARTS, Counted, Paper, Part, paper
-from slmq_edge.reports.format import share_text
+from slmq_edge.reports.format import count_text, share_text
 
 FORMAT, VERSION = "slmq-edge-macs", 1
 OURS, PAPER = "ours", "paper"
@@ -26,14 +27,16 @@ EXPLANATION = (
     "quantized model, so that the head alone is left of it: the ratio of the two is the same for "
     "every method and scheme, and is no speed. Attention is in neither."
 )
+LARGE = 1e9
+WIDTH = 95  # columns of a terminal
 COLUMNS = ("model", "source", "tokens", "past", "part", "scheme", "integer", "weight_bits", "macs")
 
 Table = Sequence[Sequence[str]]
 
 
-def giga(macs: float) -> str:
-    """In units of 10^9, as the paper has them: 17.213 G; smaller counts in 10^6."""
-    return f"{macs / 1e9:.3f} G" if macs >= 1e8 else f"{macs / 1e6:.3f} M"
+def macs_text(macs: float, total: float) -> str:
+    """In units of 10^9, as the paper has them, 17.213 G; where all are fewer, of 10^6."""
+    return f"{macs / 1e9:.3f} G" if total >= LARGE else f"{macs / 1e6:.3f} M"
 
 
 def terminal(counted: Counted, convention: str = OURS) -> str:
@@ -47,7 +50,8 @@ def terminal(counted: Counted, convention: str = OURS) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([_title(counted), "", *lines, "", *_notes(counted, convention)]) + "\n"
+    notes = [textwrap.fill(note, WIDTH) for note in _notes(counted, convention)]
+    return "\n".join([_title(counted), "", *lines, "", *notes]) + "\n"
 
 
 def markdown(counted: Counted, convention: str = OURS) -> str:
@@ -108,9 +112,8 @@ WRITERS: dict[str, Callable[[Counted, str], str]] = {
 
 def _title(counted: Counted) -> str:
     behind = f" behind {counted.past}" if counted.past else ""
-    return (
-        f"{counted.model} ({counted.source}): one forward pass of {counted.tokens} tokens{behind}"
-    )
+    tokens = f"{counted.tokens} token{'s' if counted.tokens > 1 else ''}{behind}"
+    return f"{counted.model} ({counted.source}): one forward pass of {tokens}"
 
 
 def _table(counted: Counted, convention: str) -> Table:
@@ -118,20 +121,24 @@ def _table(counted: Counted, convention: str) -> Table:
         return _paper_table(counted, paper(counted))
     total = counted.total
     rows = [
-        (NAMES[one.part], one.scheme, giga(one.macs), share_text(one.macs / total))
+        (NAMES[one.part], one.scheme, macs_text(one.macs, total), share_text(one.macs / total))
         for one in counted.groups
     ]
-    return [HEADINGS, *rows, ("all", "", giga(total), share_text(1.0))]
+    return [HEADINGS, *rows, ("all", "", macs_text(total, total), share_text(1.0))]
 
 
 def _paper_table(counted: Counted, column: Paper) -> Table:
     ours = ("", " <- this one") if counted.quantized else (" <- this one", "")
     return [
         PAPER_HEADINGS,
-        ("full precision", giga(column.full), f"linears and head{ours[0]}"),
-        ("quantized", giga(column.quantized), f"the head alone{ours[1]}"),
+        ("full precision", macs_text(column.full, column.full), f"linears and head{ours[0]}"),
+        ("quantized", macs_text(column.quantized, column.full), f"the head alone{ours[1]}"),
         ("ratio, as its speed", f"{column.full / column.quantized:.3f}", ""),
-        ("by our count", giga(counted.total), "linears, head, rotations, attention"),
+        (
+            "by our count",
+            macs_text(counted.total, column.full),
+            "linears, head, rotations, attention",
+        ),
     ]
 
 
@@ -148,10 +155,11 @@ def _notes(counted: Counted, convention: str) -> list[str]:
         f"{'floats' if width is None else f'{width}-bit weights'} {share_text(macs / total)}"
         for width, macs in counted.by_bits().items()
     ]
+    share = share_text(counted.masked / counted.of("attention"))
     return [
         f"integers by integers: {share_text(counted.integer / total)}; by {', '.join(bits)}",
-        f"a token: {giga(total / counted.tokens)}; parameters: {giga(counted.parameters)}",
-        f"attention as it is computed, masked pairs too: {giga(counted.masked)} are of these",
+        f"parameters: {count_text(counted.parameters)}",
+        f"attention as it is computed: the causal mask drops {share} of it",
     ]
 
 
