@@ -23,6 +23,7 @@ from slmq_edge.commands.gap import gap
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
 from slmq_edge.commands.lint import lint
+from slmq_edge.commands.macs import macs
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
 from slmq_edge.commands.report import app as report
@@ -45,6 +46,7 @@ app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("lint")(lint)
+app.command("macs")(macs)
 app.command("estimate")(estimate)
 app.command("profile")(profile)
 app.command("compare")(compare)

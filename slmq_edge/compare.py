@@ -26,6 +26,7 @@ from slmq_edge import bounds, differences, energy, metrics
 from slmq_edge.caveats import IMPLAUSIBLE
 from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.results import Run, Series
+from slmq_edge.runner import forward
 
 Convention = Literal["measured", "paper"]
 Better = Literal["lower", "higher"]
@@ -210,9 +211,25 @@ def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
     first = "time to first token"
     yield row("ttft_seconds", first, "s", lambda r: _timed(r.series["prefill_seconds"]))
     yield row("decode_rate", decode, "tokens/s", lambda r: _timed(r.decode_rate))
+    yield from _forward_rows(baseline, candidate)
     yield from _energy_rows(baseline, candidate)
     yield from _memory_rows(baseline, candidate)
     yield from _device_rows(baseline, candidate)
+
+
+def _forward_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
+    """Whole forward passes of a protocol, where either run has some."""
+    both = (baseline, candidate)
+    rates = [run.forward_rate for run in both]
+    if rates == [None, None]:
+        return
+    tokens, label = baseline.workload.prompt_tokens, differences.across(baseline, candidate)
+    before, after = (None if rate is None else _timed(rate) for rate in rates)
+    quantity = f"forward pass, {tokens} tokens"
+    row = _row("forward_rate", quantity, "tokens/s", before, after, label)
+    logits = [str(run.environment.get(forward.LOGITS)) for run in both]
+    unlike = f"logits of {' against '.join(logits)} positions: unlike passes are not compared"
+    yield _without_ratio(row, unlike if logits[0] != logits[1] else None)
 
 
 def _energy_rows(baseline: Run, candidate: Run) -> Iterator[Row]:

@@ -7,9 +7,18 @@ from typing import Any
 
 from slmq_edge.results import Run
 from slmq_edge.runner.environment import OF_RUNTIME
+from slmq_edge.runner.forward import LOGITS
 
 # Environment: what says nothing about a difference, and by how much loads always differ.
-NOT_COMPARED = ("profile", "frequency_hz", "load_average_end", "engine", "session", "board")
+NOT_COMPARED = (
+    "profile",
+    "frequency_hz",
+    "load_average_end",
+    "engine",
+    "session",
+    "board",
+    LOGITS,  # where they differ, passes have no ratio
+)
 LOAD_TOLERANCE = 0.5  # runnable tasks, mean of one minute
 
 
@@ -23,6 +32,7 @@ def notes(baseline: Run, candidate: Run) -> Iterator[str]:
             yield f"the {role} is {run.origin}, not measured"
     if both := across(baseline, candidate):
         yield f"different devices, {both}: memory and speed ratios mix artifact and machine"
+    yield from _read(baseline, candidate)
     if first.bundle_sha256 == second.bundle_sha256:
         yield "both runs are of the same bundle"
     if first.scheme_ran == "fp32" and second.scheme_ran != "fp32":
@@ -36,6 +46,21 @@ def notes(baseline: Run, candidate: Run) -> Iterator[str]:
         if any(caveat.code == "inconclusive" for caveat in run.caveats):
             yield f"the {role} is inconclusive: its repetitions were not steady"
     yield from _environment_notes(baseline, candidate)
+
+
+def _read(baseline: Run, candidate: Run) -> Iterator[str]:
+    """Other protocols, and other texts."""
+    both = (baseline.workload, candidate.workload)
+    protocols = [work.protocol or "none" for work in both]
+    if protocols[0] != protocols[1]:
+        yield (
+            f"protocol: {' against '.join(protocols)}; its forward passes are compared where both "
+            "have them, prefill and decode are timed alike in both"
+        )
+    texts = ["golden prompts" if work.text is None else work.text.source for work in both]
+    if both[0].text != both[1].text:
+        same_name = " (another text of that name)" if texts[0] == texts[1] else ""
+        yield f"text that is read: {' against '.join(texts)}{same_name}"
 
 
 def _environment_notes(baseline: Run, candidate: Run) -> Iterator[str]:

@@ -225,7 +225,7 @@ def test_paper_convention_without_counts_has_no_score() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"prompt_tokens": 512}, {"new_tokens": 65}])
-def test_another_workload_is_refused(changed: dict[str, int]) -> None:
+def test_another_workload_is_refused(changed: dict[str, Any]) -> None:
     other = run("w8a8", workload=dataclasses.replace(run().workload, **changed))
     with pytest.raises(SlmqError, match=r"not the same workload: .* profile both") as caught:
         compare(run(), other)

@@ -17,8 +17,12 @@ def _several() -> None:
 
 @app.command("cost")
 def cost(
-    checkpoints: Annotated[
-        list[Path], typer.Argument(help="Folders written by slmq-edge quantize or export.")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders written by slmq-edge quantize or export; of what was paid on targets, "
+            "files run.json of profile, or engines/*.json of build."
+        ),
     ],
     format: Annotated[
         str, typer.Option("--format", metavar="NAME", help="terminal, md, csv or json.")
@@ -34,10 +38,14 @@ def cost(
     Scores compare the checkpoints of one model that were quantized on one device, by one kind
     of memory; what differs in these is said, and not compared.
 
+    On the device that runs a bundle something else is paid: an engine is built, a session is
+    loaded. That is a second table, and enters no score. A bundle brings its engines along.
+
     \b
     Examples:
       slmq-edge report cost smollm-smooth/ smollm-omni/ smollm-spin/
       slmq-edge report cost checkpoints/* --format md -o table4.md
+      slmq-edge report cost smollm-trt/ smollm-trt-run.json
     """
     from slmq_edge.errors import UsageError, unknown
     from slmq_edge.files import check_output, write_text_atomically
@@ -48,7 +56,7 @@ def cost(
         raise UsageError(unknown("format", format, tuple(WRITERS)))
     if output is not None:
         check_output(output, force)
-    text = WRITERS[format](table(checkpoints))
+    text = WRITERS[format](table(paths))
     if output is None:
         typer.echo(text, nl=False)
         return
