@@ -14,6 +14,7 @@ from slmq_edge.runner.environment import IDENTITY
 
 FLOAT_SCHEMES = ("fp32", "fp16", "bf16")
 BYTES_OF_FLOAT16 = 2
+DRIFTED = "inconclusive"  # the code of a caveat
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Side:
     @property
     def run(self) -> Run:
         return self.runs[0]
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether no run says of itself that its repetitions drifted."""
+        return all(one.code != DRIFTED for run in self.runs for one in run.caveats)
 
     def sample(self, get: Callable[[Run], Sequence[float]]) -> Sample:
         """One quantity of every run, each with its repetitions."""
