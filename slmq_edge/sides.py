@@ -85,7 +85,11 @@ def work(run: Run) -> dict[str, Any]:
     asked = run.workload
     # A run that was made before protocols had names has none.
     protocol = getattr(asked, "protocol", None) or getattr(run, "protocol", None)
-    return {"prompt": asked.prompt_tokens, "new tokens": asked.new_tokens, "protocol": protocol}
+    return {
+        "prompt_tokens": asked.prompt_tokens,
+        "new_tokens": asked.new_tokens,
+        "protocol": protocol,
+    }
 
 
 def is_float(run: Run) -> bool:

@@ -195,7 +195,7 @@ def test_models_and_workloads_are_tables_of_their_own() -> None:
         for one in runs
     ]
     found = across([*runs, *other, *longer])
-    assert [(m.model, m.work["prompt"]) for m in found.matrices] == [
+    assert [(m.model, m.work["prompt_tokens"]) for m in found.matrices] == [
         ("SmolLM-135M", 128),
         ("Qwen", 128),
         ("SmolLM-135M", 512),

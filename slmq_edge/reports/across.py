@@ -116,7 +116,9 @@ WRITERS: dict[str, Callable[[Across], str]] = {
 def title(matrix: Matrix) -> str:
     work = matrix.work
     protocol = f", protocol {work['protocol']}" if work["protocol"] else ""
-    return f"{matrix.model}: {work['prompt']} prompt tokens, {work['new tokens']} new{protocol}"
+    return (
+        f"{matrix.model}: {work['prompt_tokens']} prompt tokens, {work['new_tokens']} new{protocol}"
+    )
 
 
 def _place(place: Place) -> tuple[str, ...]:
