@@ -31,7 +31,7 @@ from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.intervals import FEWEST, Better, Draws, Interval, Sample, Verdict
 from slmq_edge.quantities import DEVICE, MEMORY, SIZE, SPEED, UNLIKE, Quantity
 from slmq_edge.results import Run, Series
-from slmq_edge.sides import Side, float16_bytes, work
+from slmq_edge.sides import Side, float16_bytes
 
 __all__ = ["CONVENTIONS", "DEVICE", "Comparison", "Convention", "Row", "Score", "Value", "compare"]
 
@@ -175,19 +175,12 @@ def _require_comparable(baseline: Side, candidate: Side) -> None:
     for role, side in (("baseline", baseline), ("candidate", candidate)):
         for line in (line for run in side.runs for line in implausible(run)):
             raise SlmqError(f"nothing is compared with an implausible {role}: {line}")
-    asked = [work(side.run) for side in (baseline, candidate)]
     first, second = baseline.run.workload, candidate.run.workload
     if (first.prompt_tokens, first.new_tokens) != (second.prompt_tokens, second.new_tokens):
         raise SlmqError(
             f"not the same workload: the baseline has {first.prompt_tokens} prompt tokens and "
             f"{first.new_tokens} new ones, the candidate {second.prompt_tokens} and "
             f"{second.new_tokens}; profile both with the same -p and -n"
-        )
-    if asked[0] != asked[1]:
-        told = [side["protocol"] or "none" for side in asked]
-        raise SlmqError(
-            f"not the same workload: the baseline's protocol is {told[0]}, the candidate's "
-            f"{told[1]}; profile both with the same one"
         )
 
 

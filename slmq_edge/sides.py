@@ -81,7 +81,7 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def work(run: Run) -> dict[str, Any]:
-    """What was asked of the artifact: runs of other work are never compared."""
+    """What was asked of the artifact: many runs are compared in a table for each such work."""
     asked = run.workload
     # A run that was made before protocols had names has none.
     protocol = getattr(asked, "protocol", None) or getattr(run, "protocol", None)
