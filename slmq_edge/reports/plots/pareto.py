@@ -26,7 +26,7 @@ from slmq_edge.reports.plots.svg import (
     wrapped,
 )
 
-HIGH, LEFT, ROW = 250.0, 56.0, 18.0
+HIGH, LEFT, ROW = 240.0, 50.0, 18.0
 INSIDE = WIDTH - LEFT - MARGIN
 Place = tuple[float, float]
 
