@@ -1,7 +1,7 @@
 """The scores against the paper's Tables 1 to 4, and against what they promise.
 
-``slmq_edge/study/slmquant_tables.json`` holds every cell of the tables that we have, each row with its
-source. Of the 24 scored rows NONE has all its inputs there: the accuracies and perplexities of
+``slmq_edge/study/slmquant_tables.json`` holds every cell of the tables that we have, each row with
+its source. Of the 24 scored rows NONE has all its inputs there: the accuracies and perplexities of
 the quantized models (Tables 1, 2, but for two perplexities), the GPU memory (Table 3) and 8 of
 12 memories and times (Table 4) are missing, and null. For Tables 1 and 2 the tests therefore
 compare only the printed with the recomputed scores. What is tested of the formulas is

@@ -1,0 +1,140 @@
+"""Document -> plots, by the section that they stand in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from slmq_edge.reports.plots import Point, bars, pareto
+from slmq_edge.reports.study.front import title_of
+from slmq_edge.reports.study.layout import TIMES
+from slmq_edge.study.answer import Answer, Candidate
+from slmq_edge.study.document import Document
+from slmq_edge.study.inference import Row
+
+INCONCLUSIVE = "inconclusive"  # the code of repetitions that drifted
+KEPT = "quality kept, full precision = 100"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An ``<svg>``, and what is said below it."""
+
+    svg: str
+    caption: str
+    is_wide: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What quality is drawn against. of: ``None`` where a run does not have it."""
+
+    title: str
+    label: str
+    of: Callable[[Row], float | None]
+    smaller_is_better: bool
+
+
+AXES = (
+    Axis("Quality against size", "MB on disk", lambda row: row.size / 1e6, True),
+    Axis("Quality against speed", "decode, tokens/s", lambda row: row.decode, False),
+    Axis(
+        "Quality against energy",
+        "tokens per joule, decoding",
+        lambda row: row.tokens_per_joule,
+        False,
+    ),
+)
+
+
+def trade_offs(found: Document) -> tuple[Plot, ...]:
+    """Pareto fronts of every device and model, where at least two things have both figures."""
+    return tuple(plot for answer in found.answers for plot in _fronts(answer))
+
+
+def _fronts(answer: Answer) -> Iterator[Plot]:
+    for axis in AXES:
+        points = [point for one in answer.candidates if (point := _point(one, axis)) is not None]
+        if len(points) < 2:
+            continue
+        svg = pareto(
+            points,
+            title=axis.title,
+            x=axis.label,
+            y=KEPT,
+            smaller_is_better_x=axis.smaller_is_better,
+        )
+        yield Plot(svg, title_of(answer))
+
+
+def _point(one: Candidate, axis: Axis) -> Point | None:
+    row, kept = one.row, one.kept
+    x = axis.of(row) if row is not None else None
+    if row is None or x is None or (kept is None and not one.subject.is_float):
+        return None
+    unsteady = any(caveat.code == INCONCLUSIVE for caveat in row.run.caveats)
+    speed = axis.label != AXES[0].label
+    return Point(
+        x=x,
+        y=kept.value if kept else 100.0,
+        label=one.subject.name,
+        series=one.subject.method,
+        low=kept.low if kept else None,
+        high=kept.high if kept else None,
+        note="its repetitions were not steady" if unsteady and speed else "",
+    )
+
+
+def overview(found: Document) -> tuple[Plot, ...]:
+    """Figure 4: the three scores of every method, a plot for each device and model."""
+    costs = {row.place: row.score for row in found.cost.rows}
+    plots = []
+    for answer in found.answers:
+        groups = [
+            (one.subject.name, scores)
+            for one in answer.candidates
+            if not one.subject.is_float and (scores := _scores(one, costs))
+        ]
+        if groups:
+            svg = bars(groups, title="The three scores", unit="score", baseline=100.0)
+            plots.append(Plot(svg, title_of(answer)))
+    return tuple(plots)
+
+
+Bar = tuple[str, float, float | None, float | None]
+
+
+def _scores(one: Candidate, costs: Mapping[str, float | None]) -> list[Bar]:
+    found: list[Bar] = []
+    if one.kept is not None:
+        name = "SLMQ_perf" if one.kept.is_perf else "kept"
+        found.append((name, one.kept.value, one.kept.low, one.kept.high))
+    if one.row is not None and one.row.score is not None:
+        found.append(("SLMQ_infer", *one.row.score))
+    made = one.subject.manifest
+    cost = costs.get(made.path) if made else None
+    if cost is not None:
+        found.append(("SLMQ_quant", cost, None, None))
+    return found
+
+
+def speeds(found: Document) -> tuple[Plot, ...]:
+    """How many times as fast as its device's baseline each artifact decodes, model by model."""
+    plots = []
+    for model in found.models:
+        groups = []
+        for place in dict.fromkeys(row.place for row in found.inference):
+            mine = [
+                (row.subject.name, *row.faster)
+                for row in found.inference
+                if row.place == place
+                and row.subject.model == model
+                and row.faster is not None
+                and not row.is_baseline
+            ]
+            if mine:
+                groups.append((place.title, mine))
+        if groups:
+            unit = f"{TIMES} the baseline of the same device"
+            plots.append(Plot(bars(groups, title="Decoding", unit=unit, baseline=1.0), model))
+    return tuple(plots)
