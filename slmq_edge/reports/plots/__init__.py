@@ -15,8 +15,9 @@ class ``plot-mark`` with a ``<title>`` that has its figures. Nothing is fetched 
 from __future__ import annotations
 
 from slmq_edge.reports.plots.bars import bars
+from slmq_edge.reports.plots.distributions import distributions
 from slmq_edge.reports.plots.pareto import Point, pareto
 from slmq_edge.reports.plots.style import STYLE
 from slmq_edge.reports.plots.svg import as_file
 
-__all__ = ["STYLE", "Point", "as_file", "bars", "pareto"]
+__all__ = ["STYLE", "Point", "as_file", "bars", "distributions", "pareto"]

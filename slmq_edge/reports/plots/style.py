@@ -46,7 +46,7 @@ STYLE = (
 .plot-error {{ stroke: var(--ink); stroke-width: 1.5; opacity: 0.6; }}
 .plot-leader {{ stroke: var(--soft); stroke-width: 1; }}
 .plot-cell {{ stroke: var(--line); stroke-width: 1; }}
-.plot-touch {{ fill: transparent; stroke: none; }}
+.plot-end-of {{ stroke: var(--soft); stroke-width: 2.5; }}
 """
     + "\n".join(
         f".plot-s{number} {{ fill: var(--s{number}); stroke: var(--s{number}); }}"
@@ -56,6 +56,7 @@ STYLE = (
 .plot-bar, .plot-cell { stroke-width: 0; }
 .plot-cell { stroke: var(--line); stroke-width: 1; }
 .plot-shape { stroke-width: 2; stroke-linejoin: round; }
+.plot-ridge { fill-opacity: 0.3; stroke-width: 1.2; stroke-linejoin: round; }
 .plot-hollow { fill: var(--paper); }
 """
 )
