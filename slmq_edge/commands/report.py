@@ -83,6 +83,13 @@ def study(
         float,
         typer.Option(min=0, metavar="PERCENT", help="Of quality that a choice may lose."),
     ] = 1.0,
+    mixed: Annotated[
+        bool,
+        typer.Option(
+            "--mixed-baselines",
+            help="Set devices side by side whose baselines differ in precision; labelled.",
+        ),
+    ] = False,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the report.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
@@ -117,7 +124,7 @@ def study(
     if output is not None:
         _refuse_result(output, results)
         check_output(output, force)
-    text = write(document(collect(results), title, baseline, within))
+    text = write(document(collect(results), title, baseline, within, mixed))
     if output is None:
         typer.echo(text, nl=False)
         return

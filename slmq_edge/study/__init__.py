@@ -3,7 +3,7 @@
     collect      files, recognized by their format               -> Study
     subjects     runs, evaluations and manifests of one artifact -> Subject
     accuracy     Tables 1 and 2 of the paper, and the gap
-    inference    Table 3, and whether rankings transfer
+    inference    Table 3, by `across`; and whether rankings transfer
     cost         Table 4
     answer       what is best on each device, or that it is not known
     document     all of it at once, which every report reads

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from slmq_edge.compare import compare
+from slmq_edge.quantities import SPEED
 from slmq_edge.study.accuracy import Accuracy, Kept, kept
 from slmq_edge.study.inference import Place, Row
-from slmq_edge.study.ratios import interval
-from slmq_edge.study.ratios import verdict as told
 from slmq_edge.study.subjects import Subject
 
 WITHIN = 1.0  # points of 100 that may be lost
@@ -125,15 +125,11 @@ def _answer(
 
 def _eligible(found: Sequence[Candidate]) -> list[Candidate]:
     """What does not lose more than the margin, as far as is known; all where nothing is known."""
-    sound = [one for one in found if one.row is not None and not _is_implausible(one.row)]
+    sound = [one for one in found if one.row is not None and not one.row.is_implausible]
     known = [one for one in sound if one.verdict in (KEEPS, UNCLEAR)]
     quantized = [one for one in known if not one.subject.is_float]
     unknown = [one for one in sound if one.verdict == UNKNOWN]
     return known if quantized or not unknown else [*known, *unknown]
-
-
-def _is_implausible(row: Row) -> bool:
-    return row.reason is not None and row.reason.startswith("implausible")
 
 
 def _fastest(found: Sequence[Candidate]) -> Iterator[Pick]:
@@ -145,8 +141,7 @@ def _fastest(found: Sequence[Candidate]) -> Iterator[Pick]:
     for other in eligible:
         if other is best or other.row is None or best.row is None:
             continue
-        sides = (other.row.run.decode_rate.values, best.row.run.decode_rate.values)
-        if told(interval(*sides, "higher")) != "better":
+        if compare(other.row.side, best.row.side).row(SPEED).verdict != "better":
             rivals.append(other.subject.name)
     doubts = [f"the repetitions do not tell it from {_listed(rivals)}"] if rivals else []
     yield Pick(FASTEST, best, (*_doubts(best), *doubts))

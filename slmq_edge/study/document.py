@@ -11,7 +11,7 @@ from slmq_edge.study import paper
 from slmq_edge.study.accuracy import Accuracy, accuracy
 from slmq_edge.study.answer import WITHIN, Answer, answers
 from slmq_edge.study.collect import Filed, Manifest, Study
-from slmq_edge.study.inference import Row, inference
+from slmq_edge.study.inference import Inference, inference
 from slmq_edge.study.subjects import Subject, subjects
 from slmq_edge.tracks import cost
 from slmq_edge.tracks.cost import Table
@@ -31,7 +31,7 @@ class Document:
     subjects: tuple[Subject, ...]
     answers: tuple[Answer, ...]
     accuracy: Accuracy
-    inference: tuple[Row, ...]
+    inference: Inference
     cost: Table
     papers: Mapping[str, str]
     newest: str | None
@@ -46,6 +46,7 @@ def document(
     title: str | None = None,
     baseline: str | None = None,
     within: float = WITHIN,
+    mixed: bool = False,
 ) -> Document:
     """Compute everything.
 
@@ -54,6 +55,7 @@ def document(
         title: of the front; ``None``: one is made of the models.
         baseline: scheme of method none that all is held against; ``None``: any float one.
         within: points of 100 of full precision's quality that a choice may lose.
+        mixed: whether devices whose baselines differ in precision are set beside each other.
 
     Raises:
         NotFound: ``baseline`` is none that was measured.
@@ -61,7 +63,7 @@ def document(
     found = subjects(study)
     _require(baseline, found)
     scored = accuracy(found, baseline)
-    rows = inference(found, baseline)
+    timed = inference(found, baseline, mixed)
     models = tuple(dict.fromkeys(one.model for one in found))
     papers = {model: known for model in models if (known := paper.model_of(model))}
     dates = [filed.value.created for filed in study.runs]
@@ -71,9 +73,9 @@ def document(
         within=within,
         study=study,
         subjects=found,
-        answers=answers(found, scored, rows, within),
+        answers=answers(found, scored, timed.rows, within),
         accuracy=scored,
-        inference=rows,
+        inference=timed,
         cost=_costs(study),
         papers=papers,
         newest=max(dates, default=None),

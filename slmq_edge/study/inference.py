@@ -1,214 +1,254 @@
-"""Track 2 of a study: memory, speed, energy and size of every run, beside its device's baseline.
+"""Track 2 of a study: memory, speed, energy and size of what was timed, beside its baseline.
 
-    SLMQ_infer = 100 sqrt((memory ratio^2 + speed ratio^2 + size ratio^2) / 3)
-
-Memory and speed are held against the baseline of the same device, model and workload, in the same
-kind of memory; size against 2 bytes a parameter, which is what a float16 checkpoint takes on every
-device. So scores of two devices rest on like terms, though raw memory of theirs never meets.
+Which runs are of one place, which is its baseline, and what may be compared, `across` decides: the
+same as `slmq-edge compare` has it. Runs that have nothing to be held against are here all the same,
+with their figures and the reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from slmq_edge import bounds, compare, energy, metrics
-from slmq_edge.caveats import IMPLAUSIBLE
+from slmq_edge import across, energy, quantities
+from slmq_edge.across import Across, Matrix
+from slmq_edge.compare import Comparison, implausible
+from slmq_edge.compare import Row as Compared
 from slmq_edge.errors import SlmqError
+from slmq_edge.intervals import Interval
+from slmq_edge.quantities import MEMORY, SPEED
+from slmq_edge.rankings import PREFILL
 from slmq_edge.results import Run
+from slmq_edge.sides import Side, float16_bytes, grouped, is_float, key, precision, work
 from slmq_edge.study.collect import Filed
-from slmq_edge.study.ratios import Interval, interval
 from slmq_edge.study.subjects import Subject
 
-# Of several float runs of one device, which is the baseline: what the paper's is, first.
-PREFERRED = ("fp16", "bf16", "fp32")
-CHECKPOINT_BYTES = 2  # a parameter
+BASELINE = "the baseline: the others are held against it"
+ASKED_ANOTHER = "another baseline was asked for"
+ALONE = "no float run of this model, workload, runtime and device to hold it against"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device, as far as runs tell it from another. chip: its GPU, or its CPU's model."""
+    """A device with a runtime, as it was set. work: what was asked, where a study asks several."""
 
     name: str
     kind: str
     chip: str | None
+    work: str = ""
 
     @property
     def title(self) -> str:
         known = self.chip and self.chip.lower() not in self.name.lower()
-        return f"{self.name} ({self.chip})" if known else self.name
+        name = f"{self.name}, {self.chip}" if known else self.name
+        return f"{name}, {self.work}" if self.work else name
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run. rates in tokens/s, memory and size in bytes.
+    """An artifact in its place. paths: of its runs, which count as one.
 
-    memory_kind: of ``memory``, which the ratio is of too. tokens_per_joule: of decoding, gross.
-    smaller: size ratio. less, faster, prompt: ratios to the baseline, of memory, decoding, prefill.
-    score: SLMQ_infer, its interval from that of the speed. reason: why there is none.
+    baseline: how its place's baseline is called, and in what precision that is. comparison: with
+    it; ``None`` of the baseline itself, and with the ``reason`` why there is none. own: SLMQ_infer
+    of a baseline.
     """
 
     subject: Subject
     place: Place
-    path: str
-    run: Run
-    baseline: Subject | None
-    prefill: float
-    decode: float
-    memory_kind: str | None
-    memory: float | None
-    size: int
-    tokens_per_joule: float | None
-    smaller: float | None
-    less: float | None
-    faster: Interval | None
-    prompt: Interval | None
-    score: Interval | None
+    paths: tuple[str, ...]
+    side: Side
+    baseline: str | None = None
+    precision: str | None = None
+    comparison: Comparison | None = None
+    is_baseline: bool = False
+    own: float | None = None
     reason: str | None = None
 
     @property
-    def is_baseline(self) -> bool:
-        return self.baseline is not None and self.reason == BASELINE
+    def run(self) -> Run:
+        return self.side.run
+
+    @property
+    def decode(self) -> float:
+        """Tokens/s, as of all rates: the median run's median."""
+        return self._median(lambda run: run.decode_rate.median)
+
+    @property
+    def prefill(self) -> float:
+        return self._median(lambda run: run.prefill_rate.median)
+
+    @property
+    def first_token(self) -> float:
+        """In seconds."""
+        return self._median(lambda run: run.series["prefill_seconds"].median)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the graph with its weights, which the size ratio is of."""
+        return self.run.artifact.weights_bytes
+
+    @property
+    def smaller(self) -> float | None:
+        """A float16 checkpoint, 2 bytes a parameter, over the size."""
+        count = float16_bytes(self.run)
+        return count / self.size if min(count, self.size) > 0 else None
+
+    @property
+    def memory(self) -> tuple[str, float] | None:
+        """The peak that is scored: its kind, and bytes."""
+        peak, told = quantities.peak(*self._sides())
+        if told is None or peak.candidate is None:
+            return None
+        kind = peak.name.removeprefix("peak memory (").removesuffix(")")
+        return kind, statistics.median(value for values in peak.candidate for value in values)
+
+    @property
+    def tokens_per_joule(self) -> float | None:
+        """Of decoding, gross."""
+        found = [energy.of(run.power or {}, "decode") for run in self.side.runs]
+        told = [one.tokens_per_joule for one in found if isinstance(one, energy.Energy)]
+        return statistics.median(told) if told else None
+
+    @property
+    def less(self) -> Compared | None:
+        """Memory, against the baseline's of the same kind."""
+        return self._compared(MEMORY)
+
+    @property
+    def faster(self) -> Compared | None:
+        return self._compared(SPEED)
+
+    @property
+    def prompt(self) -> Compared | None:
+        return self._compared(PREFILL)
+
+    @property
+    def score(self) -> Interval | None:
+        """SLMQ_infer; a baseline's has no interval."""
+        if self.own is not None:
+            return Interval(self.own, None, None)
+        score = None if self.comparison is None else self.comparison.score
+        if score is None or score.value is None:
+            return None
+        return Interval(score.value, score.low, score.high)
+
+    @property
+    def is_implausible(self) -> bool:
+        return any(implausible(run) for run in self.side.runs)
+
+    @property
+    def is_unsteady(self) -> bool:
+        """Whether the repetitions of a run drifted."""
+        return any(
+            caveat.code == "inconclusive" for run in self.side.runs for caveat in run.caveats
+        )
+
+    def _median(self, get: Callable[[Run], float]) -> float:
+        return statistics.median(map(get, self.side.runs))
+
+    def _sides(self) -> tuple[Side, Side]:
+        return (self.comparison.baseline if self.comparison else self.side), self.side
+
+    def _compared(self, name: str) -> Compared | None:
+        found = None if self.comparison is None else self.comparison.row(name)
+        return None if found is None or found.ratio is None else found
 
 
-BASELINE = "the baseline: the others are held against it"
-ITSELF = Interval(1.0, 1.0, 1.0)
+@dataclass(frozen=True)
+class Inference:
+    """rows: place by place, models together, as subjects come. matrices: of models on all places.
 
-
-def inference(found: Sequence[Subject], baseline: str | None = None) -> tuple[Row, ...]:
-    """A row for every run: device by device, models together, as subjects come.
-
-    baseline: scheme of the baselines, of method none; ``None``: the preferred one of each device.
+    mixed: whether places whose baselines differ in precision are set beside each other.
     """
-    every = [(one, filed) for one in found for filed in one.runs]
-    places = list(dict.fromkeys(place_of(filed.value) for _, filed in every))
-    rows = []
-    for place in places:
-        here = [(one, filed) for one, filed in every if place_of(filed.value) == place]
-        for model in dict.fromkeys(one.model for one, _ in here):
-            mine = [(one, filed) for one, filed in here if one.model == model]
-            rows += [_row(*pair, place, _baseline(pair[1].value, mine, baseline)) for pair in mine]
-    return tuple(rows)
+
+    rows: tuple[Row, ...]
+    matrices: tuple[Matrix, ...]
+    mixed: bool
 
 
-def place_of(run: Run) -> Place:
-    """The device of a run; of its board's name alone, two machines would be one."""
+def inference(
+    found: Sequence[Subject], baseline: str | None = None, mixed: bool = False
+) -> Inference:
+    """Hold everything that was timed against the baseline of its place.
+
+    baseline: scheme of the baselines, of method none; ``None``: the one that `across` prefers.
+    """
+    filed = [one for subject in found for one in subject.runs]
+    barred = [one for one in filed if baseline and is_float(one.value) and _is_not(one, baseline)]
+    try:
+        told = across.across([one.value for one in filed if one not in barred], mixed=True)
+    except SlmqError:
+        told = Across((), ())
+    several = len({key(work(one.value)) for one in filed}) > 1
+    rows = [row for matrix in told.matrices for row in _of_matrix(matrix, found, several)]
+    known = {path for row in rows for path in row.paths}
+    left = [one for one in filed if one.path not in known]
+    rows += _left(left, found, {one.path for one in barred}, several)
+    places = list(dict.fromkeys(row.place for row in rows))
+    order = {subject: place for place, subject in enumerate(found)}
+    rows.sort(key=lambda row: (places.index(row.place), order[row.subject]))
+    return Inference(tuple(rows), told.matrices, mixed)
+
+
+def _is_not(one: Filed[Run], scheme: str) -> bool:
+    return one.value.artifact.scheme_ran != scheme
+
+
+def _of_matrix(matrix: Matrix, found: Sequence[Subject], several: bool) -> Iterator[Row]:
+    for place in matrix.places:
+        here = _place(place.name, place.side.run, several)
+        base = _row(place.side, here, found)
+        yield dataclasses.replace(
+            base,
+            baseline=place.baseline,
+            precision=place.precision,
+            is_baseline=True,
+            own=place.reference,
+            reason=BASELINE,
+        )
+        for cell in place.cells:
+            yield dataclasses.replace(
+                _row(cell.comparison.candidate, here, found),
+                baseline=place.baseline,
+                precision=place.precision,
+                comparison=cell.comparison,
+                reason=cell.comparison.score.reason,
+            )
+
+
+def _left(
+    filed: Iterable[Filed[Run]], found: Sequence[Subject], barred: set[str], several: bool
+) -> Iterator[Row]:
+    for side in grouped(one.value for one in filed):
+        run = side.run
+        name = f"{run.device.name} ({run.artifact.runtime.get('kind', 'unknown')})"
+        row = _row(side, _place(name, run, several), found)
+        wrong = implausible(run)
+        reason = f"implausible: {wrong[0]}" if wrong else ALONE
+        if barred & {*row.paths}:
+            reason = ASKED_ANOTHER
+        yield dataclasses.replace(row, precision=precision(run), reason=reason)
+
+
+def _row(side: Side, place: Place, found: Sequence[Subject]) -> Row:
+    """The row of a side, whose runs are found again among the subjects' by identity."""
+    mine = [
+        (subject, one) for subject in found for one in subject.runs if _is_in(one.value, side.runs)
+    ]
+    return Row(mine[0][0], place, tuple(one.path for _, one in mine), side)
+
+
+def _is_in(run: Run, runs: Iterable[Run]) -> bool:
+    return any(run is one for one in runs)
+
+
+def _place(name: str, run: Run, several: bool) -> Place:
+    asked: Mapping[str, Any] = work(run)
+    told = f"prompt {asked['prompt']}, {asked['new tokens']} new" if several else ""
     gpu = run.environment.get("gpu")
     chip = gpu.get("name") if isinstance(gpu, Mapping) else gpu
-    if run.device.kind != "cuda" or not chip:
-        chip = run.environment.get("cpu_model") or chip
-    return Place(run.device.name, run.device.kind, None if chip is None else str(chip))
-
-
-Member = tuple[Subject, Filed[Run]]
-
-
-def _baseline(run: Run, mine: Sequence[Member], scheme: str | None) -> Member | None:
-    """The float run of the same workload and runtime that this one is held against."""
-    floats = [
-        (one, filed)
-        for one, filed in mine
-        if one.is_float
-        and scheme in (None, one.scheme)
-        and _work(filed.value) == _work(run)
-        and _is_sound(filed.value)
-    ]
-    same = str(run.artifact.runtime.get("kind"))
-    return min(
-        floats,
-        key=lambda pair: (pair[0].runtime != same, PREFERRED.index(pair[0].scheme), pair[1].path),
-        default=None,
-    )
-
-
-def _work(run: Run) -> tuple[int, int]:
-    return run.workload.prompt_tokens, run.workload.new_tokens
-
-
-def _is_sound(run: Run) -> bool:
-    return not implausible(run)
-
-
-def implausible(run: Run) -> str | None:
-    """What of a run is beyond what its device can do; ``None``: nothing."""
-    said = [caveat.advice for caveat in run.caveats if caveat.code == IMPLAUSIBLE]
-    return next(iter([*said, *bounds.implausible(run)]), None)
-
-
-def _row(one: Subject, filed: Filed[Run], place: Place, base: Member | None) -> Row:
-    run = filed.value
-    kind, memory = _memory(run)
-    used = energy.of(run.power or {}, "decode")
-    count = run.artifact.counts.parameters
-    row = Row(
-        subject=one,
-        place=place,
-        path=filed.path,
-        run=run,
-        baseline=base[0] if base else None,
-        prefill=run.prefill_rate.median,
-        decode=run.decode_rate.median,
-        memory_kind=kind,
-        memory=memory,
-        size=run.artifact.bundle_bytes,
-        tokens_per_joule=used.tokens_per_joule if isinstance(used, energy.Energy) else None,
-        smaller=CHECKPOINT_BYTES * count / run.artifact.bundle_bytes if count > 0 else None,
-        less=None,
-        faster=None,
-        prompt=None,
-        score=None,
-        reason="no float run of this model, workload and device to hold it against",
-    )
-    if (wrong := implausible(run)) is not None:
-        return dataclasses.replace(row, reason=f"implausible: {wrong}")
-    return row if base is None else _against(row, base)
-
-
-def _against(row: Row, base: Member) -> Row:
-    """The row with its ratios; of the baseline itself, all are 1."""
-    other = base[1].value
-    try:
-        memory = compare.compare(other, row.run).row("peak_memory")
-    except SlmqError as error:
-        return dataclasses.replace(row, reason=str(error))
-    rates = [
-        interval(before.values, after.values, "higher")
-        for before, after in (
-            (other.decode_rate, row.run.decode_rate),
-            (other.prefill_rate, row.run.prefill_rate),
-        )
-    ]
-    own = base[1].path == row.path
-    found = dataclasses.replace(
-        row,
-        less=memory.ratio,
-        memory=memory.candidate.median if memory.candidate else row.memory,
-        faster=ITSELF if own else rates[0],
-        prompt=ITSELF if own else rates[1],
-        reason=BASELINE if own else None,
-    )
-    return dataclasses.replace(found, score=_score(found), reason=found.reason or memory.reason)
-
-
-def _score(row: Row) -> Interval | None:
-    """SLMQ_infer, and what it would be at either end of the speed's interval."""
-    if row.less is None or row.smaller is None or row.faster is None:
-        return None
-    less, smaller = row.less, row.smaller
-    value, low, high = (
-        None if faster is None else metrics.slmq_infer(less, faster, smaller)
-        for faster in row.faster
-    )
-    assert value is not None, "a ratio has a value"
-    return Interval(value, low, high)
-
-
-def _memory(run: Run) -> tuple[str | None, float | None]:
-    """The kind of peak that a run is scored by, and how much, as against itself."""
-    kind, phases = compare.scored_memory(run, run)
-    if kind is None:
-        return None, None
-    if kind == compare.DEVICE:
-        return kind, float(sum((run.device_memory or {}).values()))
-    return kind, float(max(run.memory[phase][kind] or 0 for phase in phases))
+    chip = chip if run.device.kind == "cuda" and chip else run.environment.get("cpu_model") or chip
+    return Place(name, run.device.kind, None if chip is None else str(chip), told)

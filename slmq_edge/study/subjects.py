@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slmq_edge.compare import FLOAT_SCHEMES
 from slmq_edge.results import Run
 from slmq_edge.runner import manifest
+from slmq_edge.sides import FLOAT_SCHEMES
 from slmq_edge.study.collect import Filed, Manifest, Study
 from slmq_edge.tracks.accuracy.results import Evaluation
 
@@ -24,9 +24,9 @@ DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 TORCH, SIMULATED = "torch", "simulated"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """An artifact, or a model that was scored as it is.
+    """An artifact, or a model that was scored as it is; each is one object, and equals itself.
 
     model: name, and ``@revision`` where it has one. scheme: what ran. asked: what was asked, where
     that is another. runtime: of the bundle, or torch or simulated. digest: of bundle.json or

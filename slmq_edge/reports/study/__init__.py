@@ -2,7 +2,9 @@
 
 layout     what sections are made of
 front      the answer, and what it was chosen from
-tracks     the paper's Tables 1 to 4
+scores, speeds, costs
+           the paper's Tables 1 to 4; printed: its own figures beside ours
+devices    GPU beside edge, and whether rankings transfer
 evidence   gaps, what ran, where it was measured, what is missing
 contents   all of these in their order
 figures    plots

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slmq_edge.reports.study import evidence, front, tracks
+from slmq_edge.reports.study import costs, devices, evidence, front, scores, speeds
 from slmq_edge.reports.study.layout import Section
 from slmq_edge.study.document import Document
 
@@ -13,9 +13,10 @@ def contents(found: Document) -> tuple[Section, ...]:
         (
             front.answer(found),
             front.glance(found),
-            tracks.scores(found),
-            tracks.timed(found),
-            tracks.costs(found),
+            scores.scores(found),
+            speeds.timed(found),
+            devices.devices(found),
+            costs.costs(found),
             evidence.gaps(found),
             evidence.sensitivity(found),
             evidence.ran(found),
@@ -27,7 +28,7 @@ def contents(found: Document) -> tuple[Section, ...]:
 
 def subtitle(found: Document) -> str:
     """What there is: 7 artifacts of 2 models on 1 device; measured until a date."""
-    places = dict.fromkeys(row.place for row in found.inference)
+    places = dict.fromkeys(row.place for row in found.inference.rows)
     parts = [
         _count(sum(one.is_artifact for one in found.subjects), "artifact"),
         _count(len(found.models), "model"),

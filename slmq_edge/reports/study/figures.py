@@ -12,7 +12,6 @@ from slmq_edge.study.answer import Answer, Candidate
 from slmq_edge.study.document import Document
 from slmq_edge.study.inference import Row
 
-INCONCLUSIVE = "inconclusive"  # the code of repetitions that drifted
 KEPT = "quality kept, full precision = 100"
 
 
@@ -36,7 +35,7 @@ class Axis:
 
 
 AXES = (
-    Axis("Quality against size", "MB on disk", lambda row: row.size / 1e6, True),
+    Axis("Quality against size", "weights, MB", lambda row: row.size / 1e6, True),
     Axis("Quality against speed", "decode, tokens/s", lambda row: row.decode, False),
     Axis(
         "Quality against energy",
@@ -72,7 +71,6 @@ def _point(one: Candidate, axis: Axis) -> Point | None:
     x = axis.of(row) if row is not None else None
     if row is None or x is None or (kept is None and not one.subject.is_float):
         return None
-    unsteady = any(caveat.code == INCONCLUSIVE for caveat in row.run.caveats)
     speed = axis.label != AXES[0].label
     return Point(
         x=x,
@@ -81,7 +79,7 @@ def _point(one: Candidate, axis: Axis) -> Point | None:
         series=one.subject.method,
         low=kept.low if kept else None,
         high=kept.high if kept else None,
-        note="its repetitions were not steady" if unsteady and speed else "",
+        note="its repetitions were not steady" if row.is_unsteady and speed else "",
     )
 
 
@@ -123,14 +121,11 @@ def speeds(found: Document) -> tuple[Plot, ...]:
     plots = []
     for model in found.models:
         groups = []
-        for place in dict.fromkeys(row.place for row in found.inference):
+        for place in dict.fromkeys(row.place for row in found.inference.rows):
             mine = [
-                (row.subject.name, *row.faster)
-                for row in found.inference
-                if row.place == place
-                and row.subject.model == model
-                and row.faster is not None
-                and not row.is_baseline
+                (row.subject.name, row.faster.ratio or 0.0, row.faster.low, row.faster.high)
+                for row in found.inference.rows
+                if row.place == place and row.subject.model == model and row.faster is not None
             ]
             if mine:
                 groups.append((place.title, mine))

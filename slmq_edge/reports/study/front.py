@@ -40,6 +40,7 @@ from slmq_edge.study.answer import (
     Pick,
 )
 from slmq_edge.study.document import Document
+from slmq_edge.study.inference import Row
 
 HEADINGS = (
     "artifact", "quality kept", "decode tok/s", f"decode {TIMES}", "size", f"smaller {TIMES}",
@@ -68,7 +69,7 @@ def glance(found: Document) -> Section:
     lead = (
         f"Quality kept: 100 is full precision's own. {TIMES} of speed and of memory: times better "
         "than the baseline of the same device, in the same kind of memory; of size: 2 bytes a "
-        "parameter over the bytes of the bundle, on every device."
+        "parameter over the bytes of the weights, on every device."
     )
     return Section("glance", "All candidates", (lead,) if tables else (), tables=tables)
 
@@ -95,9 +96,7 @@ def _choice(pick: Pick) -> Choice:
     figure, below = "", ""
     if pick.what == FASTEST and row is not None:
         figure = rate_text(row.decode)
-        if row.faster is not None and not row.is_baseline:
-            interval = span(row.faster.low, row.faster.high, 2)
-            below = f"{times(row.faster.value)} {interval}".strip()
+        below = _faster(row)
     elif pick.what == SMALLEST and row is not None:
         figure, below = bytes_text(row.size), f"{times(row.smaller)} smaller than float16"
     elif kept is not None:
@@ -144,15 +143,21 @@ def _fastest(pick: Pick) -> str:
             else (f"Inconclusive: the baseline {name} leads with {speed} of decoding.")
         )
     against = ""
-    if row.faster is not None and row.baseline is not None:
-        interval = span(row.faster.low, row.faster.high, 2)
-        figure = " ".join(part for part in (times(row.faster.value), interval) if part)
-        against = f", {figure} of {row.baseline.name}"
+    if figure := _faster(row):
+        against = f", {figure} of {row.baseline}"
     if pick.is_clear:
         return f"Take {name}: it decodes fastest, {speed}{against}{_quality(pick.candidate)}."
     return (
         f"Inconclusive: {name} leads with {speed} of decoding{against}{_quality(pick.candidate)}."
     )
+
+
+def _faster(row: Row) -> str:
+    """A ratio and its interval; nothing of a baseline."""
+    found = row.faster
+    if found is None:
+        return ""
+    return f"{times(found.ratio)} {span(found.low, found.high, 2)}".strip()
 
 
 def _alone(one: Answer) -> str:
@@ -203,10 +208,10 @@ def _line(
         name,
         kept,
         rate(row.decode),
-        times_cell(row.faster),
+        times_cell(row, row.faster),
         bytes_text(row.size),
         times(row.smaller),
-        times(row.less),
+        times_cell(row, row.less),
         NOTHING if row.tokens_per_joule is None else rate(row.tokens_per_joule),
         score_cell(row),
         quant,

@@ -10,8 +10,8 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from slmq_edge.compare import Row as Compared
 from slmq_edge.study.accuracy import Row as Scored
 from slmq_edge.study.accuracy import Step
 from slmq_edge.study.answer import Answer, verdict
@@ -36,7 +36,7 @@ def comma_separated(found: Document) -> str:
 def _lines(found: Document) -> Iterator[dict[str, object]]:
     costs = {row.place: row for row in found.cost.rows}
     for one in found.subjects:
-        timed = [row for row in found.inference if row.subject == one]
+        timed = [row for row in found.inference.rows if row.subject == one]
         scored = found.accuracy.of(one)
         cost = costs.get(one.manifest.path) if one.manifest else None
         made = {
@@ -68,30 +68,38 @@ def _timed(row: Timed | None) -> dict[str, object]:
         "device": row.place.name,
         "device_kind": row.place.kind,
         "chip": row.place.chip,
-        "run": row.path,
-        "baseline": row.baseline.name if row.baseline else None,
+        "runs": " ".join(row.paths),
+        "baseline": row.baseline,
+        "baseline_precision": row.precision if row.baseline else None,
         "prompt_tokens": work.prompt_tokens,
         "new_tokens": work.new_tokens,
         "threads": work.threads,
         "prefill_tokens_per_second": row.prefill,
         "decode_tokens_per_second": row.decode,
-        **_interval("prefill_ratio", row.prompt),
-        **_interval("decode_ratio", row.faster),
-        "memory_kind": row.memory_kind,
-        "memory_bytes": row.memory,
-        "memory_ratio": row.less,
-        "bundle_bytes": row.size,
+        **_ratio("prefill", row.prompt),
+        **_ratio("decode", row.faster),
+        "memory_kind": row.memory[0] if row.memory else None,
+        "memory_bytes": row.memory[1] if row.memory else None,
+        **_ratio("memory", row.less),
+        "bundle_bytes": row.run.artifact.bundle_bytes,
+        "weights_bytes": row.size,
         "size_ratio": row.smaller,
         "tokens_per_joule": row.tokens_per_joule,
-        **_interval("slmq_infer", row.score),
+        "slmq_infer": row.score.value if row.score else None,
+        "slmq_infer_low": row.score.low if row.score else None,
+        "slmq_infer_high": row.score.high if row.score else None,
         "caveats": " ".join(caveat.code for caveat in row.run.caveats),
         "reason": row.reason,
     }
 
 
-def _interval(name: str, found: tuple[float, float | None, float | None] | None) -> dict[str, Any]:
-    value, low, high = found or (None, None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+def _ratio(name: str, found: Compared | None) -> dict[str, object]:
+    return {
+        f"{name}_ratio": found.ratio if found else None,
+        f"{name}_ratio_low": found.low if found else None,
+        f"{name}_ratio_high": found.high if found else None,
+        f"{name}_verdict": found.verdict if found else None,
+    }
 
 
 def _scored(row: Scored | None, found: Document) -> dict[str, object]:

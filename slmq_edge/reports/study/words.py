@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from slmq_edge.compare import Row as Compared
 from slmq_edge.reports.format import rate_text
 from slmq_edge.reports.study.layout import BAD, DOUBTFUL, GOOD, NOTHING, TIMES, Cell
 from slmq_edge.study.accuracy import Kept
 from slmq_edge.study.answer import KEEPS, LOSES, UNCLEAR
 from slmq_edge.study.inference import Row
-from slmq_edge.study.ratios import Interval, verdict
 
 TONES = {KEEPS: GOOD, LOSES: BAD, UNCLEAR: DOUBTFUL}
 OF_RATIOS = {"better": GOOD, "worse": BAD, "inconclusive": DOUBTFUL}
@@ -22,15 +22,12 @@ def times(ratio: float | None) -> str:
     return NOTHING if ratio is None else f"{ratio:.2f}{TIMES}"
 
 
-def times_cell(found: Interval | None) -> Cell:
-    """A ratio and its interval; its tone is what may be said of it."""
+def times_cell(row: Row, found: Compared | None) -> Cell:
+    """A ratio and its interval; its tone is what may be said of it. Of a baseline it is 1."""
     if found is None:
-        return Cell(NOTHING)
-    if found.low == found.high == found.value:
-        return Cell(times(found.value))
-    return Cell(
-        times(found.value), span(found.low, found.high, 2), OF_RATIOS.get(verdict(found) or "", "")
-    )
+        return Cell(times(1.0) if row.is_baseline else NOTHING)
+    tone = "" if found.exact else OF_RATIOS.get(found.verdict or "", "")
+    return Cell(times(found.ratio), span(found.low, found.high, 2), tone)
 
 
 def span(low: float | None, high: float | None, digits: int) -> str:
@@ -50,8 +47,7 @@ def score_cell(row: Row) -> Cell:
     """SLMQ_infer; a baseline's has no interval."""
     if row.score is None:
         return Cell(NOTHING)
-    interval = "" if row.is_baseline else span(row.score.low, row.score.high, 0)
-    return Cell(f"{row.score.value:.1f}", interval)
+    return Cell(f"{row.score.value:.1f}", span(row.score.low, row.score.high, 0))
 
 
 def kept_name(found: Kept) -> str:
