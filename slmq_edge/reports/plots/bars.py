@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from slmq_edge.reports.plots.axes import SMALLEST, Axis, drawable, steps, tick_text
-from slmq_edge.reports.plots.style import SMALL, TEXT, TITLE, series_class
+from slmq_edge.reports.plots.style import BOLD, SMALL, TEXT, TITLE, series_class
 from slmq_edge.reports.plots.svg import (
     MARGIN,
     WIDTH,
@@ -47,7 +47,9 @@ def bars(groups: Sequence[Group], *, title: str, unit: str, baseline: float | No
     for heading, inside in groups:
         if heading:
             y += TEXT + 4
-            drawn.append(text(MARGIN, y, shortened(heading, WIDTH - 2 * MARGIN), "plot-head"))
+            drawn.append(
+                text(MARGIN, y, shortened(heading, WIDTH - 2 * MARGIN, BOLD * TEXT), "plot-head")
+            )
             y += 6
         for bar in inside:
             _bar(bar, series_class(names[bar[0]]), y, left, axis, drawn)

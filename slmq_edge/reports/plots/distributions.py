@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from slmq_edge.analysis.distributions import PER_OCTAVE
 from slmq_edge.reports.plots.axes import Axis, decades, tick_text
-from slmq_edge.reports.plots.style import SMALL, TITLE
+from slmq_edge.reports.plots.style import BOLD, SMALL, TEXT, TITLE
 from slmq_edge.reports.plots.svg import (
     MARGIN,
     WIDTH,
@@ -115,7 +115,7 @@ def distributions(
     y = _legend(any(one.is_prepared for one in models), y + LINE, drawn)
     for column, one in enumerate(models):
         told = f"{one.model}: {method_text(one)}"
-        fitting = shortened(told, WIDTH - 2 * MARGIN)
+        fitting = shortened(told, WIDTH - 2 * MARGIN, BOLD * TEXT)
         drawn.append(text(WIDTH * column + MARGIN, y + LINE + 8, fitting, "plot-head"))
     y += LINE + 8 + GAP
     for panel in (_panel(models, kind, what) for kind in kinds for what in WHAT):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 # Of type, in units of a drawing.
 TEXT, SMALL, TITLE = 14, 13, 16
+# How much wider bold type is.
+BOLD = 1.12
 SERIES = 8
 LIGHT = {
     "paper": "#ffffff", "ink": "#1c2330", "soft": "#5b6675", "line": "#d7dce3",

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from slmq_edge.reports.plots.style import STYLE, TEXT
+from slmq_edge.reports.plots.style import BOLD, STYLE, TEXT
 
 # Units; on a phone of 360 px, of which a page leaves 328 or so, text of 14 units has 11 px.
 WIDTH, MARGIN = 400, 10
@@ -120,7 +120,7 @@ def shortened(words: str, width: float, size: float = TEXT) -> str:
 def titled(title: str, wide: float, size: float, drawn: list[str]) -> float:
     """Draw a title at the top; where what follows may begin."""
     y = float(MARGIN)
-    for words in wrapped(title, wide - 2 * MARGIN, size * 1.06):
+    for words in wrapped(title, wide - 2 * MARGIN, BOLD * size):
         y += size + 3
         drawn.append(text(MARGIN, y, words, "plot-title"))
     return y + 6
