@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from slmq_edge import results
+from slmq_edge.analysis import distributions
+from slmq_edge.analysis.distributions import Distributions
 from slmq_edge.errors import Damaged, SlmqError, Unsupported
 from slmq_edge.files import MANIFESTS, existing, manifest_of
 from slmq_edge.results import Run
@@ -26,7 +28,7 @@ from slmq_edge.tracks.accuracy.results import Evaluation
 T = TypeVar("T")
 OURS = b'"slmq-edge-'
 HEAD = 4096  # bytes in which a document says its format
-ANALYSIS, DISTRIBUTIONS = "slmq-edge-analysis", "slmq-edge-distributions"
+ANALYSIS = "slmq-edge-analysis"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Study:
     evaluations: tuple[Filed[Evaluation], ...] = ()
     manifests: tuple[Filed[Manifest], ...] = ()
     analyses: tuple[Filed[Mapping[str, Any]], ...] = ()
-    distributions: tuple[Filed[Mapping[str, Any]], ...] = ()
+    distributions: tuple[Filed[Distributions], ...] = ()
     benches: tuple[Filed[Mapping[str, Any]], ...] = ()
     cells: tuple[Filed[Cell], ...] = ()
     unread: tuple[Unread, ...] = ()
@@ -103,7 +105,7 @@ def collect(paths: Sequence[Path]) -> Study:
         else:
             raise Unsupported(f"{path} is no document of slmq-edge")
     study = Study(**{name: tuple(items) for name, items in shelf.found.items()})
-    if not any((study.runs, study.evaluations, study.manifests, study.cells, study.unread)):
+    if not shelf.found:
         named = ", ".join(map(str, paths))
         raise SlmqError(
             f"no results in {named}: slmq-edge export, profile and eval make some, or a whole bench"
@@ -186,8 +188,9 @@ def _file(path: Path, name: str, shelf: _Shelf) -> None:
 TYPED: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
     results.FORMAT: ("runs", results.load),
     evaluations.FORMAT: ("evaluations", evaluations.load),
+    distributions.FORMAT: ("distributions", distributions.load),
 }
-PLAIN = {ANALYSIS: "analyses", DISTRIBUTIONS: "distributions"}
+PLAIN = {ANALYSIS: "analyses"}
 # Reports on what is here already, and files beside bundles: passed over.
 DERIVED = (
     "slmq-edge-study",

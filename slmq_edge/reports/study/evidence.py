@@ -32,7 +32,7 @@ RAN = (
     "artifact", "asked", "in integers", "weights", "activations", "bits stored", "KV cache",
     "lm_head", "golden KL",
 )  # fmt: skip
-PARTS = ("part", "KL", "of weights", "of inputs", "bits")
+PARTS = ("part", "KL", "of weights", "of inputs")
 # Parts of an analysis that are shown, and fields of an environment that say most.
 SHOWN = 8
 OF_MACHINE = (
@@ -134,22 +134,36 @@ def sensitivity(found: Document) -> Section:
 
 
 def _analysis(of: Mapping[str, Any], path: str) -> Table:
-    parts = [part for part in of.get("parts", ()) if isinstance(part, Mapping)]
-    ranked = sorted(parts, key=lambda part: -(_kl(part, "both") or 0.0))
-    lines = tuple(
-        line(
-            str(part.get("name", "")).removeprefix("model.layers."),
-            *(_kl_text(_kl(part, kind)) for kind in ("both", "weights", "activations")),
-            str(part.get("bits") or NOTHING),
-        )
-        for part in ranked[:SHOWN]
-    )
+    ranked = parts(of)
+    lines = tuple(line(name, *map(_kl_text, kls)) for name, *kls in ranked[:SHOWN])
     whole = of.get("whole")
-    told = [f"from {path}; the {len(lines)} worst of {len(parts)} parts"]
+    told = [f"from {path}; the {len(lines)} worst of {len(ranked)} parts"]
     if isinstance(whole, Mapping) and (kl := _kl(whole, "both")) is not None:
         told.append(f"all rounded: KL {_kl_text(kl)}")
-    caption = f"{of.get('model')}, {of.get('scheme')} by {of.get('method')}"
-    return tidied(Table(caption, PARTS, lines, 1, tuple(told)))
+    return tidied(Table(analysis_title(of), PARTS, lines, 1, tuple(told)))
+
+
+def analysis_title(of: Mapping[str, Any]) -> str:
+    return f"{of.get('model')}, {of.get('scheme')} by {of.get('method')}"
+
+
+Part = tuple[str, float | None, float | None, float | None]
+
+
+def parts(of: Mapping[str, Any]) -> list[Part]:
+    """Name, and KL of all of it, of its weights and of its inputs rounded; the worst first."""
+    listed = of.get("parts")
+    found = [
+        (
+            str(part.get("name", "")).removeprefix("model.layers."),
+            _kl(part, "both"),
+            _kl(part, "weights"),
+            _kl(part, "activations"),
+        )
+        for part in (listed if isinstance(listed, list) else ())
+        if isinstance(part, Mapping)
+    ]
+    return sorted(found, key=lambda part: -(part[1] or 0.0))
 
 
 def _kl(part: Mapping[str, Any], kind: str) -> float | None:

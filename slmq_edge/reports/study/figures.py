@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from slmq_edge.analysis.distributions import Distributions
 from slmq_edge.reports.plots import Point, bars, pareto
+from slmq_edge.reports.plots import distributions as plots_of_distributions
+from slmq_edge.reports.study.evidence import analysis_title, parts
 from slmq_edge.reports.study.front import title_of
-from slmq_edge.reports.study.layout import TIMES
+from slmq_edge.reports.study.layout import TIMES, listed
 from slmq_edge.study.answer import Answer, Candidate
 from slmq_edge.study.document import Document
 from slmq_edge.study.inference import Row
 
+WORST = 12  # parts of an analysis that are drawn
 KEPT = "quality kept, full precision = 100"
 
 
@@ -48,11 +52,17 @@ AXES = (
 
 def trade_offs(found: Document) -> tuple[Plot, ...]:
     """Pareto fronts of every device and model, where at least two things have both figures."""
-    return tuple(plot for answer in found.answers for plot in _fronts(answer))
+    sized: set[str] = set()
+    plots: list[Plot] = []
+    for answer in found.answers:
+        # Size is the same on every device.
+        plots += _fronts(answer, AXES[1:] if answer.model in sized else AXES)
+        sized.add(answer.model)
+    return tuple(plots)
 
 
-def _fronts(answer: Answer) -> Iterator[Plot]:
-    for axis in AXES:
+def _fronts(answer: Answer, axes: Sequence[Axis]) -> Iterator[Plot]:
+    for axis in axes:
         points = [point for one in answer.candidates if (point := _point(one, axis)) is not None]
         if len(points) < 2:
             continue
@@ -63,7 +73,7 @@ def _fronts(answer: Answer) -> Iterator[Plot]:
             y=KEPT,
             smaller_is_better_x=axis.smaller_is_better,
         )
-        yield Plot(svg, title_of(answer))
+        yield Plot(svg, answer.model if axis == AXES[0] else title_of(answer))
 
 
 def _point(one: Candidate, axis: Axis) -> Point | None:
@@ -71,7 +81,6 @@ def _point(one: Candidate, axis: Axis) -> Point | None:
     x = axis.of(row) if row is not None else None
     if row is None or x is None or (kept is None and not one.subject.is_float):
         return None
-    speed = axis.label != AXES[0].label
     return Point(
         x=x,
         y=kept.value if kept else 100.0,
@@ -79,7 +88,7 @@ def _point(one: Candidate, axis: Axis) -> Point | None:
         series=one.subject.method,
         low=kept.low if kept else None,
         high=kept.high if kept else None,
-        note="its repetitions were not steady" if row.is_unsteady and speed else "",
+        note="its repetitions were not steady" if row.is_unsteady and axis != AXES[0] else "",
     )
 
 
@@ -114,6 +123,35 @@ def _scores(one: Candidate, costs: Mapping[str, float | None]) -> list[Bar]:
     if cost is not None:
         found.append(("SLMQ_quant", cost, None, None))
     return found
+
+
+def distributions(found: Document) -> tuple[Plot, ...]:
+    """Figure 3: for every method and scheme, models two by two."""
+    by_method: dict[tuple[str, str], list[Distributions]] = {}
+    for filed in found.study.distributions:
+        one = filed.value
+        by_method.setdefault((one.method, one.scheme), []).append(one)
+    plots = []
+    for (method, scheme), several in by_method.items():
+        for start in range(0, len(several), 2):
+            pair = several[start : start + 2]
+            svg = plots_of_distributions(*pair)
+            models = listed([one.model for one in pair])
+            plots.append(Plot(svg, f"{method} {scheme}: {models}", is_wide=True))
+    return tuple(plots)
+
+
+def sensitivity(found: Document) -> tuple[Plot, ...]:
+    """The parts of every analysis that cost most, each rounded alone."""
+    plots = []
+    for filed in found.study.analyses:
+        worst = [
+            (name, 1e3 * kl, None, None) for name, kl, _, _ in parts(filed.value)[:WORST] if kl
+        ]
+        if worst:
+            svg = bars([("", worst)], title="The worst parts", unit="KL, 0.001 nats a token")
+            plots.append(Plot(svg, analysis_title(filed.value)))
+    return tuple(plots)
 
 
 def speeds(found: Document) -> tuple[Plot, ...]:

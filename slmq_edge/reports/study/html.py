@@ -69,9 +69,9 @@ def short(title: str) -> str:
 
 def _sections(found: Document) -> Iterator[tuple[Section, tuple[Plot, ...]]]:
     """Sections of the other formats, and the plots behind the table that they draw."""
-    speeds = figures.speeds(found)
+    beside = {"inference": figures.speeds(found), "sensitivity": figures.sensitivity(found)}
     for section in contents(found):
-        yield section, speeds if section.anchor == "inference" else ()
+        yield section, beside.get(section.anchor, ())
         if section.anchor == "glance":
             yield from _drawn(found)
 
@@ -89,6 +89,10 @@ def _drawn(found: Document) -> Iterator[tuple[Section, tuple[Plot, ...]]]:
             "quantizing was. More is better in each; they are not of one scale."
         )
         yield Section("scores", "The three scores (the paper's Figure 4)", (lead,)), plots
+    if plots := figures.distributions(found):
+        title = "Weights and inputs, before and after (the paper's Figure 3)"
+        lead = "Histograms of magnitudes, a row for each block; how many values is a logarithm."
+        yield Section("distributions", title, (lead,)), plots
 
 
 def _section(section: Section, plots: Iterable[Plot]) -> str:
