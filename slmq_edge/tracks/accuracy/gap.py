@@ -13,7 +13,6 @@ arXiv 2407.09141: an accuracy can stay while the answers change.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmq_edge.errors import SlmqError, UsageError, unknown
+from slmq_edge.errors import SlmqError
+from slmq_edge.limits import Limit
+from slmq_edge.limits import parse as parse_limit
 from slmq_edge.metrics import Scores, slmq_perf
 from slmq_edge.tracks.accuracy.results import (
     MEAN,
@@ -105,15 +106,6 @@ class Gap:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Limit:
-    """The most that is accepted. what: a key of `LIMITS`; value: a fraction, or nats."""
-
-    what: str
-    value: float
-    text: str
-
-
 def _loss(row: Row) -> float:
     return row.loss
 
@@ -159,16 +151,7 @@ def parse(text: str) -> Limit:
     Raises:
         UsageError: it is none.
     """
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals:
-        raise UsageError(f"--fail-on {text}: give NAME=VALUE, like gap=0.5%")
-    if name not in LIMITS:
-        raise UsageError(unknown("limit", name, tuple(LIMITS)))
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e-?\d+)?\s*(%?)", value)
-    if found is None:
-        raise UsageError(f"--fail-on {text}: {value!r} is no number, like 0.5% or 0.005")
-    number = float(value.rstrip("% "))
-    return Limit(name, number / 100 if found[3] else number, f"{name}={value}")
+    return parse_limit(text, LIMITS, "gap=0.5%")
 
 
 def exceeded(gaps: Sequence[Gap], limits: Iterable[Limit]) -> list[tuple[int, Row, Limit]]:
