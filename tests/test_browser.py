@@ -17,7 +17,10 @@ from slmq_edge.reports.plots import STYLE, Point, bars, distributions, pareto
 from slmq_edge.scheme import in_words
 from tests.chromium import Chromium
 from tests.test_analyze import small
+from tests.test_distributions import SMALL
 from tests.test_methods import ignore
+from tests.test_recipe import done, slmq
+from tests.world_data import write_questions
 
 pytestmark = pytest.mark.browser
 
@@ -81,7 +84,46 @@ def page_of_plots(folder: Path) -> Path:
     return path
 
 
-PAGES: dict[str, Callable[[Path], Path]] = {"plots": page_of_plots}
+def page_of_study(folder: Path) -> Path:
+    """What ``report study`` makes of two artifacts that were timed, scored and looked into."""
+    pytest.importorskip("lm_eval", reason="needs slmq-edge[eval]")
+    write_questions(folder / "data")
+    scored = ("--data-dir", folder / "data", "--tasks", "arc_easy,wikitext2", "--runtime", "ort")
+    made: dict[str, tuple[object, ...]] = {
+        "baseline": ("--method", "none", "--scheme", "fp32"),
+        "smooth": ("--method", "smoothquant", "--scheme", "w8a8", *SMALL),
+    }
+    results = folder / "results"
+    results.mkdir()
+    for name, words in made.items():
+        bundle = folder / name
+        typed("export", "demo-llama", *words, "-o", bundle)
+        typed("profile", bundle, "-p", 16, "-n", 8, "-r", 3, "-o", results / f"{name}-run.json")
+        typed("eval", bundle, *scored, "-o", results / f"{name}-eval.json")
+    smooth = ("demo-llama", *made["smooth"], "--held-out", 2)
+    typed("analyze", *smooth, "--format", "json", "-o", results / "analysis.json")
+    for model in ("demo-llama", "demo-qwen2"):
+        output = results / f"distributions-{model}.json"
+        typed("distributions", model, *smooth[1:], "-o", output)
+    report = folder / "study.html"
+    typed(
+        "report",
+        "study",
+        results,
+        *(folder / name for name in made),
+        "--format",
+        "html",
+        "-o",
+        report,
+    )
+    return report
+
+
+def typed(*arguments: object) -> None:
+    done(slmq(*arguments))
+
+
+PAGES: dict[str, Callable[[Path], Path]] = {"plots": page_of_plots, "study": page_of_study}
 
 
 @pytest.fixture(scope="module", params=PAGES)
