@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge import results
+from slmq_edge.caveats import Caveat
 from slmq_edge.results import Device, Run
 from slmq_edge.tracks.accuracy import results as evaluations
 from slmq_edge.tracks.accuracy.gap import SCORED
@@ -178,4 +179,4 @@ def renamed(found: Run, name: str) -> Run:
     return dataclasses.replace(found, artifact=artifact, device=device, caveats=(caveat,))
 
 
-CAVEAT = results.Caveat("few-repetitions", "", {})
+CAVEAT = Caveat("few-repetitions", "", {})

@@ -216,7 +216,7 @@ def test_a_device_has_its_own_baseline(tmp_path: Path) -> None:
 def test_a_baseline_that_nobody_measured_is_refused(tmp_path: Path) -> None:
     save(tmp_path, timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
     assert study_of(tmp_path, baseline="fp32").inference.rows[1].faster is not None
-    with pytest.raises(NotFound, match="no baseline of scheme fp16 .* here: fp32"):
+    with pytest.raises(NotFound, match=r"no baseline of scheme fp16 .* here: fp32"):
         study_of(tmp_path, baseline="fp16")
 
 
