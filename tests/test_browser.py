@@ -115,7 +115,7 @@ def test_a_page_is_whole_and_can_be_read(
         assert not plot["empty"], plot["name"]
         for wrong in ("invisible", "untitled", "outside", "meet", "faint"):
             assert plot[wrong] == [], (plot["name"], wrong)
-        assert plot["smallest"] >= 10.6, plot["name"]
+        assert plot["smallest"] >= 11, plot["name"]
     assert sum(plot["marks"] for plot in seen["plots"]) > 0
 
 

@@ -37,6 +37,7 @@ from slmq_edge.reports import distributions as reports
 from slmq_edge.reports.analyze import short
 from slmq_edge.reports.plots import distributions as plot
 from slmq_edge.reports.plots.distributions import telling
+from slmq_edge.reports.plots.svg import WIDTH
 from slmq_edge.scheme import in_words
 from tests.decoders import random_llama, random_qwen2, tokens_for
 from tests.test_methods import ignore
@@ -296,14 +297,14 @@ def test_curves_end_at_the_largest_value_and_stay_in_their_rows(found: Distribut
 def test_two_models_stand_side_by_side_on_one_axis(found: Distributions) -> None:
     other = dataclasses.replace(found, model="<other>")
     root = drawn(plot(found, other, kinds=[names.DOWN]))
-    assert [float(x) for x in str(root.get("viewBox")).split()][2] == 800
+    assert [float(x) for x in str(root.get("viewBox")).split()][2] == 2 * WIDTH
     assert "min-width" in str(root.get("style"))
     both = marks(root)
     assert len(both) == 4 * found.layers
     left, right = (both[place].find(f"{SVG}line") for place in (0, found.layers))
     assert left is not None
     assert right is not None
-    assert float(right.get("x1", "")) - float(left.get("x1", "")) == pytest.approx(400, abs=0.11)
+    assert float(right.get("x1", "")) - float(left.get("x1", "")) == pytest.approx(WIDTH, abs=0.11)
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert {"demo-qwen2: smoothquant, w8a8", "<other>: smoothquant, w8a8"} <= {*texts}
 

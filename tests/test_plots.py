@@ -325,9 +325,9 @@ def test_a_file_has_its_own_style_and_a_page_has_it_once() -> None:
 
 
 def test_type_is_legible_on_a_phone() -> None:
-    """11 px and more of a page that is 360 px wide and keeps 16 px free on each side."""
+    """11 px and more of a page that is 360 px wide and keeps 30 px free on each side."""
     sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", STYLE)]
     assert sizes
     for svg in (pareto(some(), title="t", x="x", y="y"), bars([], title="t", unit="")):
         wide = float(str(drawn(svg).get("viewBox")).split()[2])
-        assert min(sizes) * min(1.0, (360 - 32) / wide) >= 10.6
+        assert min(sizes) * min(1.0, (360 - 60) / wide) >= 11

@@ -26,7 +26,7 @@ Bar = tuple[str, float, float | None, float | None]
 Group = tuple[str, Sequence[Bar]]
 ROW, GAP = 22.0, 12.0
 # The most that names of bars may take of the width.
-NAMES = 150.0
+NAMES = 135.0
 
 
 def bars(groups: Sequence[Group], *, title: str, unit: str, baseline: float | None = None) -> str:

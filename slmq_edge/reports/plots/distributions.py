@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slmq_edge.analysis.distributions import Change, Distributions, Linear, Spread
 
 # In px: two models side by side are scrolled where there is less.
-NARROWEST = 660
+NARROWEST = 600
 LEFT, LINE, GAP = 34.0, 18.0, 20.0
 # Rows are as high as that leaves all blocks of a panel this much room, within bounds.
 PANEL, LOW, HIGH = 240.0, 9.0, 26.0

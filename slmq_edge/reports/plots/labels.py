@@ -13,7 +13,7 @@ from slmq_edge.reports.plots.svg import width_of
 GAP, REACH = 9.0, 7.0
 HIGH = SMALL + 1.0
 # How far a number may stand off, and in how many directions.
-RINGS, TURNS = (14.0, 26.0, 40.0, 56.0), 16
+RINGS, TURNS = (17.0, 28.0, 42.0, 58.0), 16
 
 
 @dataclass(frozen=True)

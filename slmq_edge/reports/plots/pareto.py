@@ -26,8 +26,10 @@ from slmq_edge.reports.plots.svg import (
     wrapped,
 )
 
-HIGH, LEFT, ROW = 250.0, 56.0, 18.0
+HIGH, LEFT, ROW = 240.0, 50.0, 18.0
 INSIDE = WIDTH - LEFT - MARGIN
+# Before the name of a series, for its shape; and between what stands side by side.
+MARKED, BETWEEN = 17.0, 12.0
 Place = tuple[float, float]
 
 
@@ -209,34 +211,38 @@ def _figures(point: Point) -> str:
 
 
 def _legend(shown: Sequence[Point], y: float, drawn: list[str]) -> float:
-    """Shapes and names of series, side by side while there is room."""
-    x = float(MARGIN)
+    """Shapes and names of series."""
     series = {name: place for name, place in _series(shown).items() if name}
-    for name, place in series.items():
-        words = shortened(name, WIDTH - 2 * MARGIN - 20, SMALL)
-        wide = 20 + width_of(words, SMALL)
-        if x > MARGIN and x + wide > WIDTH - MARGIN:
-            x, y = float(MARGIN), y + ROW
-        drawn.append(shape(place, x + 6, y - 5, series_class(place)))
-        drawn.append(text(x + 17, y, words, "plot-soft"))
-        x += wide + 12
-    return y + ROW if series else y
+    y, starts = _in_rows(list(series), y, MARKED, drawn)
+    for place, (x, baseline) in zip(series.values(), starts, strict=True):
+        drawn.append(shape(place, x + 6, baseline - 5, series_class(place)))
+    return y
 
 
 def _key(shown: Sequence[Point], placed: Sequence[Placed], y: float, drawn: list[str]) -> float:
-    """What the numbers beside points stand for, in two columns where that is possible."""
+    """What the numbers beside points stand for."""
     numbered = [f"{label.words} {shown[label.place].label}" for label in placed if label.is_number]
-    if not numbered:
-        return y
-    widest = max(width_of(words, SMALL) for words in numbered)
-    columns = 2 if widest <= (WIDTH - 2 * MARGIN) / 2 - 2 else 1
-    room = (WIDTH - 2 * MARGIN) / columns
-    rows = math.ceil(len(numbered) / columns)
-    for place, words in enumerate(numbered):
-        column, row = divmod(place, rows)
-        fitting = shortened(words, room - 2, SMALL)
-        drawn.append(text(MARGIN + room * column, y + ROW * row, fitting, "plot-soft"))
-    return y + ROW * rows
+    return _in_rows(numbered, y, 0.0, drawn)[0]
+
+
+def _in_rows(
+    items: Sequence[str], y: float, before: float, drawn: list[str]
+) -> tuple[float, list[Place]]:
+    """Draw words side by side while there is room; where the next row is, and where each starts.
+
+    before: what is left free for something in front of the words.
+    """
+    starts: list[Place] = []
+    x = float(MARGIN)
+    for item in items:
+        words = shortened(item, WIDTH - 2 * MARGIN - before, SMALL)
+        wide = before + width_of(words, SMALL)
+        if x > MARGIN and x + wide > WIDTH - MARGIN:
+            x, y = float(MARGIN), y + ROW
+        starts.append((x, y))
+        drawn.append(text(x + before, y, words, "plot-soft"))
+        x += wide + BETWEEN
+    return (y + ROW if items else y), starts
 
 
 def _notes(shown: Sequence[Point], without: int, y: float, drawn: list[str]) -> float:

@@ -33,14 +33,15 @@ STYLE = (
 :root {{ color-scheme: light dark; {_variables(LIGHT)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
 .plot text {{ font: {TEXT}px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
-  fill: var(--ink); }}
+  fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 3px;
+  stroke-linejoin: round; }}
 .plot .plot-title {{ font-size: {TITLE}px; font-weight: 600; }}
 .plot .plot-head {{ font-weight: 600; }}
 .plot .plot-soft {{ fill: var(--soft); font-size: {SMALL}px; }}
 .plot .plot-end {{ text-anchor: end; }}
 .plot .plot-middle {{ text-anchor: middle; }}
-.plot .plot-on {{ fill: var(--paper); }}
-.plot .plot-dark {{ fill: {DARK["paper"]}; }}
+.plot .plot-on {{ fill: var(--paper); stroke: none; }}
+.plot .plot-dark {{ fill: {DARK["paper"]}; stroke: none; }}
 .plot-paper {{ fill: var(--paper); }}
 .plot-line {{ stroke: var(--line); stroke-width: 1; }}
 .plot-rule {{ stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 4 3; fill: none; }}

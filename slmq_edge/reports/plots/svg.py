@@ -10,10 +10,10 @@ from html import escape
 
 from slmq_edge.reports.plots.style import BOLD, STYLE, TEXT
 
-# Units; on a phone of 360 px, of which a page leaves 328 or so, text of 14 units has 11 px.
-WIDTH, MARGIN = 400, 10
+# Units; on a phone of 360 px, of which a page leaves 300 or more, type of 13 units has 11 px.
+WIDTH, MARGIN = 352, 8
 # The widest that a plot is shown, in px for each unit: above, it would be all type.
-LARGEST = 1.3
+LARGEST = 1.25
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
