@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from slmq_edge.analysis.distributions import to_json
 from slmq_edge.analysis.observing import observe
 from slmq_edge.quantize import Request
 from slmq_edge.reports.analyze_plot import svg as sensitivity
 from slmq_edge.reports.plots import STYLE, Point, bars, distributions, pareto
+from slmq_edge.reports.study.html import html
 from slmq_edge.scheme import in_words
+from slmq_edge.study.collect import collect
+from slmq_edge.study.document import document
 from tests.chromium import Chromium
+from tests.studies import full, renamed, save, timed
 from tests.test_analyze import small
 from tests.test_methods import ignore
 
@@ -81,7 +86,22 @@ def page_of_plots(folder: Path) -> Path:
     return path
 
 
-PAGES: dict[str, Callable[[Path], Path]] = {"plots": page_of_plots}
+def page_of_a_study(folder: Path) -> Path:
+    """A report on two devices, with everything in it and a caveat opened."""
+    root = full(folder / "results")
+    request = Request(in_words({"name": "w8a8"}), "smoothquant", windows=8, length=64)
+    for model in ("demo-llama", "demo-qwen2"):
+        observed = observe(model, request, 2, ignore, lambda line: None)
+        (root / f"{model}.json").write_text(to_json(observed), encoding="utf-8")
+    doubted = renamed(timed("none", "fp32", 4.0), "a <b>long</b> name of a model " * 3)
+    save(root / "odd", doubted)
+    path = folder / "study.html"
+    text = html(document(collect([root])))
+    path.write_text(text.replace("<details>", "<details open>"), encoding="utf-8")
+    return path
+
+
+PAGES: dict[str, Callable[[Path], Path]] = {"plots": page_of_plots, "study": page_of_a_study}
 
 
 @pytest.fixture(scope="module", params=PAGES)
