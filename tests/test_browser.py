@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 
+from slmq_edge.analysis.distributions import to_json
 from slmq_edge.analysis.observing import observe
 from slmq_edge.quantize import Request
 from slmq_edge.reports.analyze_plot import svg as sensitivity
 from slmq_edge.reports.plots import STYLE, Point, bars, distributions, pareto
+from slmq_edge.reports.study.html import html
 from slmq_edge.scheme import in_words
+from slmq_edge.study.collect import collect
+from slmq_edge.study.document import document
 from tests.chromium import Chromium
+from tests.studies import full, renamed, save, timed
 from tests.test_analyze import small
-from tests.test_distributions import SMALL
 from tests.test_methods import ignore
-from tests.test_recipe import done, slmq
-from tests.world_data import write_questions
 
 pytestmark = pytest.mark.browser
 
@@ -84,46 +86,22 @@ def page_of_plots(folder: Path) -> Path:
     return path
 
 
-def page_of_study(folder: Path) -> Path:
-    """What ``report study`` makes of two artifacts that were timed, scored and looked into."""
-    pytest.importorskip("lm_eval", reason="needs slmq-edge[eval]")
-    write_questions(folder / "data")
-    scored = ("--data-dir", folder / "data", "--tasks", "arc_easy,wikitext2", "--runtime", "ort")
-    made: dict[str, tuple[object, ...]] = {
-        "baseline": ("--method", "none", "--scheme", "fp32"),
-        "smooth": ("--method", "smoothquant", "--scheme", "w8a8", *SMALL),
-    }
-    results = folder / "results"
-    results.mkdir()
-    for name, words in made.items():
-        bundle = folder / name
-        typed("export", "demo-llama", *words, "-o", bundle)
-        typed("profile", bundle, "-p", 16, "-n", 8, "-r", 3, "-o", results / f"{name}-run.json")
-        typed("eval", bundle, *scored, "-o", results / f"{name}-eval.json")
-    smooth = ("demo-llama", *made["smooth"], "--held-out", 2)
-    typed("analyze", *smooth, "--format", "json", "-o", results / "analysis.json")
+def page_of_a_study(folder: Path) -> Path:
+    """A report on two devices, with everything in it and a caveat opened."""
+    root = full(folder / "results")
+    request = Request(in_words({"name": "w8a8"}), "smoothquant", windows=8, length=64)
     for model in ("demo-llama", "demo-qwen2"):
-        output = results / f"distributions-{model}.json"
-        typed("distributions", model, *smooth[1:], "-o", output)
-    report = folder / "study.html"
-    typed(
-        "report",
-        "study",
-        results,
-        *(folder / name for name in made),
-        "--format",
-        "html",
-        "-o",
-        report,
-    )
-    return report
+        observed = observe(model, request, 2, ignore, lambda line: None)
+        (root / f"{model}.json").write_text(to_json(observed), encoding="utf-8")
+    doubted = renamed(timed("none", "fp32", 4.0), "a <b>long</b> name of a model " * 3)
+    save(root / "odd", doubted)
+    path = folder / "study.html"
+    text = html(document(collect([root])))
+    path.write_text(text.replace("<details>", "<details open>"), encoding="utf-8")
+    return path
 
 
-def typed(*arguments: object) -> None:
-    done(slmq(*arguments))
-
-
-PAGES: dict[str, Callable[[Path], Path]] = {"plots": page_of_plots, "study": page_of_study}
+PAGES: dict[str, Callable[[Path], Path]] = {"plots": page_of_plots, "study": page_of_a_study}
 
 
 @pytest.fixture(scope="module", params=PAGES)

@@ -13,6 +13,7 @@ pytest.importorskip("lm_eval", reason="needs slmq-edge[eval]")
 
 from typer.testing import CliRunner, Result
 
+from slmq_edge.builtin import world
 from slmq_edge.cli import app
 from slmq_edge.errors import MissingExtra, NotFound, SlmqError, UsageError
 from slmq_edge.remote.target import LOCAL, Target
@@ -21,7 +22,6 @@ from slmq_edge.tracks.accuracy import results, scorers, tasks
 from slmq_edge.tracks.accuracy.evaluation import Asked
 from slmq_edge.tracks.accuracy.questions import Folder
 from slmq_edge.tracks.accuracy.running import Where, evaluate_on
-from tests.world_data import write_questions
 
 TASKS = "arc_easy,wikitext2"
 HERE = Where(Target("local", LOCAL), 1.0, 60.0)
@@ -31,7 +31,17 @@ HERE = Where(Target("local", LOCAL), 1.0, 60.0)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint and a bundle of the built-in model, and questions of its own world."""
     folder = tmp_path_factory.mktemp("eval")
-    write_questions(folder / "data")
+    (folder / "data" / "arc_easy").mkdir(parents=True)
+    rows = [
+        {"id": f"w{index}", "question": one.question, "choices": one.choices, "answer": one.answer}
+        for index, one in enumerate(world.questions()[:12])
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "data" / "arc_easy" / "test.jsonl").write_text(lines)
+    (folder / "data" / "wikitext2").mkdir()
+    text = " \n".join(f" {document}" for document in world.calibration_text()[:60])
+    raw = f" \n = First = \n \n{text[:4000]} \n = Second = \n \n{text[4000:6000]} \n"
+    (folder / "data" / "wikitext2" / "wiki.test.raw").write_text(raw)
     flags = ("--method", "smoothquant", "--windows", "8", "--length", "64")
     for arguments in (
         ("quantize", "demo-llama", *flags, "-o", folder / "ckpt"),

@@ -119,7 +119,7 @@ def study(
     from slmq_edge.study.document import document
 
     write = WRITERS[chosen_format(format, as_json, WRITERS)]
-    if not within < 100:
+    if within >= 100:
         raise UsageError(f"--within {within}: give percent of full precision's quality, like 1")
     if output is not None:
         _refuse_result(output, results)

@@ -101,7 +101,7 @@ def collect(paths: Sequence[Path]) -> Study:
         if path.is_dir():
             _folder(path, len(paths) > 1, shelf)
         elif _is_ours(path):
-            _file(path, path.name, shelf)
+            _file(path, path.name, shelf, named=True)
         else:
             raise Unsupported(f"{path} is no document of slmq-edge")
     study = Study(**{name: tuple(items) for name, items in shelf.found.items()})
@@ -139,11 +139,11 @@ def _documents(root: Path) -> Iterator[Path]:
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file that is there is a document of ours, and no report on some."""
+    """Whether a file that is there is a result, and no report on some."""
     if not path.is_file() or not _is_ours(path):
         return False
     try:
-        return _format(path.read_bytes(), path) not in DERIVED
+        return _format(path.read_bytes(), path) in {*TYPED, *PLAIN, bench.FORMAT, *OF_FOLDERS}
     except Damaged:
         return False
 
@@ -157,7 +157,8 @@ def _is_ours(path: Path) -> bool:
         raise SlmqError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _file(path: Path, name: str, shelf: _Shelf) -> None:
+def _file(path: Path, name: str, shelf: _Shelf, named: bool = False) -> None:
+    """Put a document where it belongs; reports on such are passed over, unless they are named."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if not shelf.is_new(digest):
@@ -180,8 +181,8 @@ def _file(path: Path, name: str, shelf: _Shelf) -> None:
         shelf.put("benches", Filed(name, plan))
         for cell in bench.unfinished(plan, path.parent):
             shelf.put("cells", Filed(name, cell))
-    elif format not in DERIVED:
-        raise Unsupported(f"{path} is {format!r}, which this release does not read")
+    elif named:
+        raise Unsupported(f"{path} is {format!r}: a study is of what was made and measured")
 
 
 # Format -> where its documents go in a `Study`, and what reads them.
@@ -191,13 +192,7 @@ TYPED: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
     distributions.FORMAT: ("distributions", distributions.load),
 }
 PLAIN = {ANALYSIS: "analyses"}
-# Reports on what is here already, and files beside bundles: passed over.
-DERIVED = (
-    "slmq-edge-study",
-    "slmq-edge-gap",
-    "slmq-edge-cost",
-    "slmq-edge-comparison",
-)
+OF_FOLDERS = {format for _, format, _ in MANIFESTS.values()}
 
 
 def _format(content: bytes, path: Path) -> str:

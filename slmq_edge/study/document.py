@@ -52,7 +52,7 @@ def document(
 
     Args:
         study: what was collected.
-        title: of the front; ``None``: one is made of the models.
+        title: of the front; ``None``: the bench's, or one that names the models.
         baseline: scheme of method none that all is held against; ``None``: any float one.
         within: points of 100 of full precision's quality that a choice may lose.
         mixed: whether devices whose baselines differ in precision are set beside each other.
@@ -69,7 +69,7 @@ def document(
     dates = [filed.value.created for filed in study.runs]
     dates += [filed.value.created for filed in study.evaluations]
     return Document(
-        title=title or f"Which method for which device: {', '.join(models) or 'nothing measured'}",
+        title=title or _title(study, models),
         within=within,
         study=study,
         subjects=found,
@@ -80,6 +80,14 @@ def document(
         papers=papers,
         newest=max(dates, default=None),
     )
+
+
+def _title(study: Study, models: tuple[str, ...]) -> str:
+    """That of the bench, where it is one."""
+    titles = [filed.value.get("title") for filed in study.benches]
+    if len(titles) == 1 and isinstance(titles[0], str) and titles[0]:
+        return titles[0]
+    return f"Which method for which device: {', '.join(models) or 'nothing measured'}"
 
 
 def _require(baseline: str | None, found: tuple[Subject, ...]) -> None:

@@ -22,6 +22,7 @@ def contents(found: Document) -> tuple[Section, ...]:
             evidence.ran(found),
             evidence.missing(found),
             evidence.measured(found),
+            evidence.plans(found),
         )
     )
 

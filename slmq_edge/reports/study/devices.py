@@ -30,7 +30,7 @@ from slmq_edge.reports.study.words import OF_RATIOS, span, times
 from slmq_edge.study.document import Document
 from slmq_edge.transfer import Transfer
 
-RANKS = ("ranking by", "on", "and on", "order", "tau", "p", "it")
+RANKS = ("ranking by", "on", "and on", "order", "tau", "p", "verdict")
 BY = {SPEED: "decoding", PREFILL: "prefill", MEMORY: "memory", SCORE: "SLMQ_infer"}
 TONES = {"transfers": GOOD, "reversed": BAD, "inconclusive": DOUBTFUL}
 

@@ -243,6 +243,16 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+def plans(found: Document) -> Section:
+    """What benches were asked for."""
+    folds = [
+        Fold(f"The plan in {filed.path}", text=filed.value["plan"])
+        for filed in found.study.benches
+        if isinstance(filed.value.get("plan"), str)
+    ]
+    return Section("plan", "The plan", folds=tuple(folds))
+
+
 def missing(found: Document) -> Section:
     """Cells of a bench that have no result, and documents that cannot be read."""
     lines = tuple(

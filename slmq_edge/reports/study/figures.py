@@ -166,7 +166,7 @@ def speeds(found: Document) -> tuple[Plot, ...]:
                 if row.place == place and row.subject.model == model and row.faster is not None
             ]
             if mine:
-                groups.append((place.title, mine))
+                groups.append((place.name, mine))
         if groups:
             unit = f"{TIMES} the baseline of the same device"
             plots.append(Plot(bars(groups, title="Decoding", unit=unit, baseline=1.0), model))

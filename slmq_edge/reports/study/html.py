@@ -195,7 +195,8 @@ def _fold(fold: Fold) -> str:
     pairs = "".join(
         f"<dt>{words_of(name)}</dt><dd>{words_of(value)}</dd>" for name, value in fold.pairs
     )
+    text = f'<pre tabindex="0">{words_of(fold.text)}</pre>' if fold.text else ""
     return (
         f"<details><summary>{words_of(fold.title)}{badge}</summary>"
-        f'<div class="inside">{listed}<dl>{pairs}</dl></div></details>'
+        f'<div class="inside">{listed}{f"<dl>{pairs}</dl>" if pairs else ""}{text}</div></details>'
     )

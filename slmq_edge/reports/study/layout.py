@@ -44,11 +44,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Fold:
-    """What is shown when it is asked for: names and values, and what deserves attention."""
+    """What is shown when it is asked for: names and values, warnings, a text line by line."""
 
     title: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ details dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr
   gap: .25rem 1rem; margin: 0; font-size: .875rem; }
 details dt { color: var(--soft); }
 details dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+pre { margin: 0; overflow-x: auto; font-size: .8125rem; }
 .warnings { margin: 0 0 .9rem; padding-left: 1.1rem; font-size: .875rem; }
 footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line);
   font-size: .8125rem; color: var(--soft); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from slmq_edge.reports.study.layout import Section, Table
 from slmq_edge.study.document import Document
 
 WIDTH = 95
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def terminal(found: Document) -> str:
@@ -24,16 +26,18 @@ def terminal(found: Document) -> str:
             parts.append("\n".join([*lines, *(_filled(text, "  ? ") for text in verdict.doubts)]))
         parts += [_aligned(table) for table in section.tables]
         warned = [(fold.title, fold.warnings) for fold in section.folds if fold.warnings]
-        if section.folds and not warned:
+        parts += [textwrap.indent(fold.text.rstrip(), "  ") for fold in section.folds if fold.text]
+        if any(fold.pairs for fold in section.folds) and not warned:
             parts.append("no caveats")
         for title, warnings in warned:
             parts.append("\n".join([title, *(_filled(text, "  ! ") for text in warnings)]))
         parts += [_filled(text, "! ") for text in section.items]
-    return "\n\n".join(parts) + "\n"
+    # What a file says must not command the terminal.
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", "\n\n".join(parts)) + "\n"
 
 
 def _aligned(table: Table) -> str:
-    rows = [[*(cell.flat for cell in line.cells[:-1]), line.cells[-1].flat] for line in table.lines]
+    rows = [[cell.flat for cell in line.cells] for line in table.lines]
     body = aligned([table.headings, *rows], table.texts)
     notes = [_filled(note, "  ") for note in table.notes]
     return "\n".join([*([table.caption] if table.caption else []), body, *notes])
@@ -71,6 +75,7 @@ def _section(section: Section) -> Iterator[str]:
         badge = f" ({len(fold.warnings)})" if fold.warnings else ""
         pairs = [f"{name}: {value}" for name, value in fold.pairs]
         body = _bullets([*(f"! {text}" for text in fold.warnings), *pairs])
+        body += textwrap.indent(fold.text, "    ")
         yield f"<details><summary>{escaped(fold.title)}{badge}</summary>\n\n{body}\n\n</details>"
 
 

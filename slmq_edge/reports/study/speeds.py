@@ -30,9 +30,9 @@ from slmq_edge.study.inference import Place, Row
 from slmq_edge.study.paper import Printed
 
 TIMED = (
-    "artifact", "decode tok/s", f"decode {TIMES}", "prefill tok/s", f"prefill {TIMES}",
-    "first token", "peak memory", f"less {TIMES}", "weights", f"smaller {TIMES}", "MACs a token",
-    "tokens/J", "SLMQ_infer",
+    "artifact", "SLMQ_infer", "decode tok/s", f"decode {TIMES}", "prefill tok/s",
+    f"prefill {TIMES}", "first token", "peak memory", f"less {TIMES}", "weights",
+    f"smaller {TIMES}", "MACs a token", "tokens/J",
 )  # fmt: skip
 CONVENTION = (
     "artifact", "GPU mem. MB", '"size": parameters', '"MACs", 128 tokens', "SLMQ_infer",
@@ -84,6 +84,7 @@ def _speeds(row: Row) -> Line:
     joules = row.tokens_per_joule
     return line(
         Cell(row.subject.name, f"{repeated} runs" if repeated > 1 else ""),
+        score_cell(row),
         rate(row.decode),
         times_cell(row, row.faster),
         rate(row.prefill),
@@ -95,7 +96,6 @@ def _speeds(row: Row) -> Line:
         times(row.smaller),
         count_text(counts.linear_macs_per_token + counts.head_macs_per_token),
         NOTHING if joules is None else rate(joules),
-        score_cell(row),
         kind=BASELINE if row.is_baseline else PLAIN,
     )
 
