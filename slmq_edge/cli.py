@@ -15,6 +15,7 @@ from slmq_edge.commands.analyze import analyze
 from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.devices import app as devices
+from slmq_edge.commands.distributions import distributions
 from slmq_edge.commands.doctor import doctor
 from slmq_edge.commands.estimate import estimate
 from slmq_edge.commands.eval import evaluate
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command("quantize")(quantize_command)
 app.command("export")(export)
 app.command("analyze")(analyze)
+app.command("distributions")(distributions)
 app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
