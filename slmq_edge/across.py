@@ -71,11 +71,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """A caveat of a run, and whose."""
+
+    code: str
+    advice: str
+    method: str
+    place: str
+
+
+@dataclass(frozen=True)
 class Matrix:
     """One model and one workload on all places.
 
     methods: every row's name, in the order of the first run. mixed: the label of places whose
-    baselines differ in precision. differences: of environments. caveats: doubt -> whose.
+    baselines differ in precision. differences: of environments.
     """
 
     model: str
@@ -85,7 +95,7 @@ class Matrix:
     transfers: tuple[Transfer, ...]
     mixed: str | None
     differences: tuple[str, ...]
-    caveats: Mapping[str, tuple[str, ...]]
+    doubts: tuple[Doubt, ...]
 
     def cells(self) -> list[Cell]:
         """By method, then by place: a GPU's row stands beside those of the edge."""
@@ -177,7 +187,7 @@ def _matrix(sides: Sequence[Side], aside: list[str]) -> Matrix | None:
         transfers=tuple(_transfers(places)),
         mixed=_mixed(places),
         differences=tuple(differences.among(named)),
-        caveats=_caveats(named),
+        doubts=_doubts(named),
     )
 
 
@@ -289,14 +299,14 @@ def _mixed(places: Sequence[Place]) -> str | None:
     return f"the baselines differ in precision ({told}), so scores and ratios of places do too"
 
 
-def _caveats(named: Mapping[str, Sequence[tuple[str, Run]]]) -> dict[str, tuple[str, ...]]:
-    """Every doubt once, with all that it is of."""
-    found: dict[str, dict[str, None]] = {}
-    for place, members in named.items():
-        for label, run in members:
-            for caveat in run.caveats:
-                found.setdefault(caveat.advice, {})[f"{label} on {place}"] = None
-    return {advice: tuple(who) for advice, who in found.items()}
+def _doubts(named: Mapping[str, Sequence[tuple[str, Run]]]) -> tuple[Doubt, ...]:
+    found = [
+        Doubt(caveat.code, caveat.advice, method, place)
+        for place, members in named.items()
+        for method, run in members
+        for caveat in run.caveats
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 def _transfers(places: Sequence[Place]) -> list[Transfer]:

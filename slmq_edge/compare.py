@@ -31,13 +31,14 @@ from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.intervals import FEWEST, Better, Draws, Interval, Sample, Verdict
 from slmq_edge.quantities import DEVICE, MEMORY, SIZE, SPEED, UNLIKE, Quantity
 from slmq_edge.results import Run, Series
-from slmq_edge.sides import Side, float16_bytes, work
+from slmq_edge.sides import Side, float16_bytes
 
 __all__ = ["CONVENTIONS", "DEVICE", "Comparison", "Convention", "Row", "Score", "Value", "compare"]
 
 Convention = Literal["measured", "paper"]
 
 CONVENTIONS: tuple[Convention, ...] = ("measured", "paper")
+TIMED = ("prefill_rate", "ttft_seconds", SPEED)  # whose repetitions may drift
 SCORED: dict[Convention, tuple[str, str, str]] = {
     "measured": (SIZE, SPEED, MEMORY),
     "paper": ("parameters", "macs", MEMORY),
@@ -62,7 +63,8 @@ class Row:
     """One quantity of both sides; see `quantities.Quantity`.
 
     ratio: times better than the baseline; None with the ``reason`` why there is none. low, high:
-    of its 95 % interval; None where it has none. verdict: None with a reading that was taken once.
+    of its 95 % interval; None where it has none. verdict: None of what was read once;
+    ``inconclusive`` also where values are few, or a run says that its repetitions drifted.
     """
 
     key: str
@@ -112,6 +114,11 @@ class Comparison:
     notes: tuple[str, ...]
     refusals: tuple[str, ...]
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether no run says of itself that its repetitions drifted."""
+        return self.baseline.is_steady and self.candidate.is_steady
+
     def row(self, key: str) -> Row:
         return next(row for row in self.rows if row.key == key)
 
@@ -131,14 +138,20 @@ def compare(
     peak, memory = quantities.peak(before, after)
     listed = quantities.papers if convention == "paper" else quantities.measured
     found = [*listed(before, after), peak]
-    rows = tuple(map(_row, found))
+    steady = before.is_steady and after.is_steady
+    rows = tuple(_row(one, steady) for one in found)
     by_key = {one.key: (one, row) for one, row in zip(found, rows, strict=True)}
     return Comparison(
         convention=convention,
         baseline=before,
         candidate=after,
         rows=rows,
-        score=_score([by_key[key] for key in SCORED[convention]], memory, before, convention),
+        score=_score(
+            [by_key[key] for key in SCORED[convention]],
+            memory,
+            reference_of(before, convention),
+            steady,
+        ),
         notes=tuple(differences.notes(before.run, after.run)),
         refusals=tuple(f"{row.quantity}: {row.reason}" for row in rows if row.reason),
     )
@@ -162,7 +175,6 @@ def _require_comparable(baseline: Side, candidate: Side) -> None:
     for role, side in (("baseline", baseline), ("candidate", candidate)):
         for line in (line for run in side.runs for line in implausible(run)):
             raise SlmqError(f"nothing is compared with an implausible {role}: {line}")
-    asked = [work(side.run) for side in (baseline, candidate)]
     first, second = baseline.run.workload, candidate.run.workload
     if (first.prompt_tokens, first.new_tokens) != (second.prompt_tokens, second.new_tokens):
         raise SlmqError(
@@ -170,15 +182,9 @@ def _require_comparable(baseline: Side, candidate: Side) -> None:
             f"{first.new_tokens} new ones, the candidate {second.prompt_tokens} and "
             f"{second.new_tokens}; profile both with the same -p and -n"
         )
-    if asked[0] != asked[1]:
-        told = [side["protocol"] or "none" for side in asked]
-        raise SlmqError(
-            f"not the same workload: the baseline's protocol is {told[0]}, the candidate's "
-            f"{told[1]}; profile both with the same one"
-        )
 
 
-def _row(of: Quantity) -> Row:
+def _row(of: Quantity, steady: bool) -> Row:
     before, after = (None if one is None else _value(one) for one in (of.baseline, of.candidate))
     found, reason = None, of.reason or _refused(before, after)
     if reason is None and of.baseline is not None and of.candidate is not None:
@@ -193,7 +199,7 @@ def _row(of: Quantity) -> Row:
         ratio=None if found is None else found.value,
         low=None if found is None else found.low,
         high=None if found is None else found.high,
-        verdict=None if found is None else _verdict(of, found),
+        verdict=None if found is None else _verdict(of, found, steady),
         exact=of.exact,
         reason=reason,
         across=None if found is None else of.across,
@@ -231,24 +237,24 @@ def _counted(of: Quantity) -> Interval:
     return Interval(before / after if of.better == "lower" else after / before, None, None)
 
 
-def _verdict(of: Quantity, found: Interval) -> Verdict | None:
+def _verdict(of: Quantity, found: Interval, steady: bool) -> Verdict | None:
     if of.exact:
         return "same" if found.value == 1 else "better" if found.value > 1 else "worse"
     said = intervals.verdict(found)
-    return "inconclusive" if said is not None and _too_few(of) else said
+    return "inconclusive" if said is not None and _is_doubtful(of, steady) else said
 
 
-def _too_few(of: Quantity) -> bool:
-    """Whether an interval of so few values is too narrow to say anything by."""
+def _is_doubtful(of: Quantity, steady: bool) -> bool:
+    """Whether an interval says nothing: of too few values, or of repetitions that drifted."""
     sides = [one for one in (of.baseline, of.candidate) if one is not None]
-    return min(map(intervals.count, sides)) < FEWEST
+    return min(map(intervals.count, sides)) < FEWEST or (of.key in TIMED and not steady)
 
 
 def _score(
     parts: Sequence[tuple[Quantity, Row]],
     memory: str | None,
-    baseline: Side,
-    convention: Convention,
+    reference: float | None,
+    steady: bool,
 ) -> Score:
     """SLMQ_infer of size, speed and memory, in this order."""
     rows = [row for _, row in parts]
@@ -259,14 +265,13 @@ def _score(
         return Score(None, None, None, None, None, keys, memory, f"no ratio of: {missing}", across)
     size, speed, peak = (row.ratio or 0 for row in rows)
     value = metrics.slmq_infer(peak, speed, size)
-    reference = reference_of(baseline, convention)
     drawn = scores([(row.ratio or 0, _draws(of)) for of, row in parts])
     if drawn is None:
         return Score(value, None, None, None, reference, keys, memory, None, across)
     found = Interval(value, *intervals.ends(drawn))
-    repeated = [of for of, row in parts if row.low is not None]
     said = None if reference is None else intervals.verdict(found, reference)
-    if said is not None and any(map(_too_few, repeated)):
+    repeated = [of for of, row in parts if row.low is not None]
+    if said is not None and any(_is_doubtful(of, steady) for of in repeated):
         said = "inconclusive"
     return Score(value, found.low, found.high, said, reference, keys, memory, None, across)
 

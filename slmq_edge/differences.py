@@ -8,7 +8,7 @@ from typing import Any
 
 from slmq_edge.results import Run
 from slmq_edge.runner.environment import OF_RUNTIME
-from slmq_edge.sides import FLOAT_SCHEMES, precision
+from slmq_edge.sides import DRIFTED, FLOAT_SCHEMES, precision
 
 # Environment: what says nothing about a difference, and by how much loads always differ.
 NOT_COMPARED = ("profile", "frequency_hz", "load_average_end", "engine", "session", "board")
@@ -36,7 +36,7 @@ def notes(baseline: Run, candidate: Run) -> Iterator[str]:
         if values[0] != values[1] and not (on_gpu and name == "threads"):
             yield f"{name}: {values[0]} against {values[1]}"
     for role, run in (("baseline", baseline), ("candidate", candidate)):
-        if any(caveat.code == "inconclusive" for caveat in run.caveats):
+        if any(caveat.code == DRIFTED for caveat in run.caveats):
             yield f"the {role} is inconclusive: its repetitions were not steady"
     yield from _environment_notes(baseline, candidate)
 
@@ -81,8 +81,12 @@ def among(places: Mapping[str, Sequence[tuple[str, Run]]]) -> Iterator[str]:
     for name in ("threads", "repetitions", "warmups", *names):
         found = {place: _by_value(name, members) for place, members in places.items()}
         values = {text for of_place in found.values() for text in of_place}
-        if len(values) < 2 or (name == "load_average" and _all_near(runs)):
+        if len(values) < 2:
             continue
+        if name == "load_average":
+            found = {place: _loads(members) for place, members in places.items()}
+            if _all_near(runs):
+                continue
         is_mixed = any(len(of_place) > 1 for of_place in found.values())
         lines.append((not is_mixed, f"{name}: {'; '.join(_told(found))}"))
     yield from (line for _, line in sorted(lines, key=lambda pair: pair[0]))
@@ -104,6 +108,14 @@ def _told(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Iterator[str]:
         else:
             told = ", ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
             yield f"{told} on {place}"
+
+
+def _loads(members: Iterable[tuple[str, Run]]) -> dict[str, list[str]]:
+    """From the least to the most: nobody's load is another's."""
+    values = [run.environment.get("load_average") for _, run in members]
+    numbers = sorted(value for value in values if isinstance(value, int | float))
+    ends = dict.fromkeys((numbers[0], numbers[-1])) if numbers else [None]
+    return {" to ".join(map(_plain, ends)): []}
 
 
 def _all_near(runs: Iterable[Run]) -> bool:

@@ -37,7 +37,8 @@ def ranking(
     drawn = _drawn(samples, stream)
     sign = -1 if by == MEMORY else 1  # of bytes, fewer are better
     values = {method: sign * intervals.middle(sample) for method, sample in samples.items()}
-    return Ranking(place, values, drawn and {name: sign * one for name, one in drawn.items()})
+    signed = drawn and {name: sign * one for name, one in drawn.items()}
+    return Ranking(place, values, signed, by == MEMORY or _is_steady(comparisons))
 
 
 def _by_score(
@@ -60,7 +61,7 @@ def _by_score(
         found = scores([(size, None), (fast, of_rates), (small, of_peaks)])
         assert found is not None, "one of the two was drawn"
         draws[name] = found
-    return Ranking(place, values, draws)
+    return Ranking(place, values, draws, _is_steady(known))
 
 
 def _samples(by: str, baseline: str, comparisons: Mapping[str, Comparison]) -> dict[str, Sample]:
@@ -87,6 +88,10 @@ def _of(by: str, baseline: Side, candidate: Side) -> tuple[Sample, Sample]:
         return (run.decode_rate if by == SPEED else run.prefill_rate).values
 
     return baseline.sample(get), candidate.sample(get)
+
+
+def _is_steady(comparisons: Mapping[str, Comparison]) -> bool:
+    return all(one.is_steady for one in comparisons.values())
 
 
 def _drawn(samples: Mapping[str, Sample], stream: int) -> dict[str, Draws] | None:

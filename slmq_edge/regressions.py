@@ -5,7 +5,8 @@
     loss = 1 - score / reference      of SLMQ_infer: below what the baseline itself scores
 
 A limit is passed for sure only when the whole 95 % interval is beyond it; an interval that holds
-the limit decides nothing. What has no interval (counted, or read once) is taken as it was read.
+the limit decides nothing, nor do times of a run whose repetitions drifted. What has no interval
+(counted, or read once) is taken as it was read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Literal
 
 from slmq_edge.compare import Comparison
 from slmq_edge.errors import SlmqError
+from slmq_edge.intervals import Better
 from slmq_edge.limits import Limit, parse
 from slmq_edge.quantities import MEMORY, SPEED
 
@@ -31,16 +33,22 @@ ROWS = {
     "size": "bundle_bytes",
     "energy": "energy.decode",
 }
+DRIFTING = ("decode", "prefill", "ttft", SCORE)
 LIMITS = (*ROWS, SCORE)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One limit and one candidate. loss, least, most: fractions; the ends None without interval."""
+    """One limit and one candidate.
+
+    better: what the quantity should be. loss, least, most: fractions; the ends None without
+    interval.
+    """
 
     comparison: Comparison
     limit: Limit
     finding: Finding
+    better: Better
     loss: float
     least: float | None
     most: float | None
@@ -64,22 +72,24 @@ def _check(comparison: Comparison, limit: Limit) -> Check:
     better, (ratio, low, high) = _ratio(comparison, limit)
     loss, most, least = (None if one is None else _loss(better, one) for one in (ratio, low, high))
     assert loss is not None, "a ratio that is None is refused"
-    if least is None or most is None:
-        finding: Finding = "beyond" if loss > limit.value else "within"
+    if limit.what in DRIFTING and not comparison.is_steady:
+        finding: Finding = "inconclusive"
+    elif least is None or most is None:
+        finding = "beyond" if loss > limit.value else "within"
     elif least > limit.value:
         finding = "beyond"
     else:
         finding = "inconclusive" if most > limit.value else "within"
-    return Check(comparison, limit, finding, loss, least, most)
+    return Check(comparison, limit, finding, better, loss, least, most)
 
 
-def _loss(better: str, ratio: float) -> float:
+def _loss(better: Better, ratio: float) -> float:
     return 1 - ratio if better == "higher" else 1 / ratio - 1
 
 
 def _ratio(
     comparison: Comparison, limit: Limit
-) -> tuple[str, tuple[float, float | None, float | None]]:
+) -> tuple[Better, tuple[float, float | None, float | None]]:
     if limit.what == SCORE:
         score = comparison.score
         if score.value is None or score.reference is None:

@@ -14,6 +14,7 @@ from slmq_edge.runner.environment import IDENTITY
 
 FLOAT_SCHEMES = ("fp32", "fp16", "bf16")
 BYTES_OF_FLOAT16 = 2
+DRIFTED = "inconclusive"  # the code of a caveat
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Side:
     @property
     def run(self) -> Run:
         return self.runs[0]
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether no run says of itself that its repetitions drifted."""
+        return all(one.code != DRIFTED for run in self.runs for one in run.caveats)
 
     def sample(self, get: Callable[[Run], Sequence[float]]) -> Sample:
         """One quantity of every run, each with its repetitions."""
@@ -75,11 +81,15 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def work(run: Run) -> dict[str, Any]:
-    """What was asked of the artifact: runs of other work are never compared."""
+    """What was asked of the artifact: many runs are compared in a table for each such work."""
     asked = run.workload
     # A run that was made before protocols had names has none.
     protocol = getattr(asked, "protocol", None) or getattr(run, "protocol", None)
-    return {"prompt": asked.prompt_tokens, "new tokens": asked.new_tokens, "protocol": protocol}
+    return {
+        "prompt_tokens": asked.prompt_tokens,
+        "new_tokens": asked.new_tokens,
+        "protocol": protocol,
+    }
 
 
 def is_float(run: Run) -> bool:

@@ -37,12 +37,14 @@ _NEAR = 1e-9
 class Ranking:
     """What the methods of one place reach in one quantity; more is better.
 
-    values: by method. draws: of what was repeated, [draws] each; None where nothing was.
+    values: by method. draws: of what was repeated, [draws] each; None where nothing was. steady:
+    whether no run says that its repetitions drifted.
     """
 
     place: str
     values: Mapping[str, float]
     draws: Mapping[str, Draws] | None
+    steady: bool = True
 
     def order(self, methods: Sequence[str]) -> tuple[str, ...]:
         """The best first."""
@@ -109,7 +111,8 @@ def transfer(by: str, first: Ranking, second: Ranking) -> Transfer:
     taus = _taus(*map(_signs, columns))
     # A draw in which all are equal tells of no order.
     low, high = ends(np.nan_to_num(taus, nan=0.0))
-    return Transfer(by, places, orders, tau, low, high, p, _said(low, high, p))
+    said = _said(low, high, p) if first.steady and second.steady else "inconclusive"
+    return Transfer(by, places, orders, tau, low, high, p, said)
 
 
 def _said(low: float, high: float, p: float) -> Said:

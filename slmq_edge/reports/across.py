@@ -22,30 +22,27 @@ from slmq_edge.reports.tables import aligned, bullets, escaped, filled, piped
 from slmq_edge.transfer import Transfer
 
 FORMAT, VERSION = "slmq-edge-across", 1
-FOLD = 18  # columns of a terminal for one cell
-UNSURE = "~"
-NAMES = {
-    SPEED: "decode tokens/s",
-    PREFILL: "prefill tokens/s",
-    MEMORY: "memory",
-    SCORE: "SLMQ_infer",
-}
+FOLD = 12  # columns of a terminal for one cell
+UNSURE = " ~"
+NAMES = {SPEED: "decode", PREFILL: "prefill", MEMORY: "memory", SCORE: "SLMQ_infer"}
 PLACES = ("device", "baseline", "stored as", "its own score", "memory that counts")
 HEADINGS = (
-    "method", "device", "baseline", "size", "memory", "prefill", "decode", "SLMQ_infer", INTERVAL,
+    "method", "device", "against", "size", "memory", "prefill", "decode", "SLMQ_infer", INTERVAL,
 )  # fmt: skip
-TRANSFERS = ("ranking by", "on", "and on", "methods", "tau", INTERVAL, "p", "")
+TRANSFERS = ("ranking by", "on", "and on", "of", "tau", INTERVAL, "p", "")
 EXPLANATION = (
     "Times better than the full precision of the same device and runtime (above 1 is better), but "
     "size: the model in float16, 2 bytes a parameter, over the artifact's weights. SLMQ_infer: 100 "
     "times the root mean square of size, memory and decode. "
-    f"{UNSURE}: the {INTERVAL} interval of the bootstrap holds what the baseline has, or there are "
-    "fewer than 5 readings. Repetitions of one run know nothing of what another start would give."
+    f"{UNSURE.strip()}: the {INTERVAL} interval of the bootstrap holds what the baseline has, "
+    "there are fewer than 5 readings, or a run says that its repetitions drifted. Repetitions of "
+    "one run know nothing of what another start would give."
 )
 OF_TAU = (
-    "tau: Kendall's tau-b of two rankings, 1 the same and -1 reversed, with an interval over the "
-    "repetitions; p: the share of all orders that agree or disagree as much by chance. It is said "
-    "to transfer where the interval holds no 0 and p is at most 0.05, which takes 5 methods."
+    "of: methods on both. tau: Kendall's tau-b of two rankings, 1 the same and -1 reversed, with "
+    "an interval over the repetitions; p: the share of all orders that agree or disagree as much "
+    "by chance. It is said to transfer where the interval holds no 0 and p is at most 0.05, which "
+    "takes 5 methods."
 )
 
 
@@ -119,7 +116,9 @@ WRITERS: dict[str, Callable[[Across], str]] = {
 def title(matrix: Matrix) -> str:
     work = matrix.work
     protocol = f", protocol {work['protocol']}" if work["protocol"] else ""
-    return f"{matrix.model}: {work['prompt']} prompt tokens, {work['new tokens']} new{protocol}"
+    return (
+        f"{matrix.model}: {work['prompt_tokens']} prompt tokens, {work['new_tokens']} new{protocol}"
+    )
 
 
 def _place(place: Place) -> tuple[str, ...]:
@@ -148,7 +147,7 @@ def _ratio(row: Row) -> str:
 
 
 def _unsure(verdict: str | None) -> str:
-    return f" {UNSURE}" if verdict == "inconclusive" else ""
+    return UNSURE if verdict == "inconclusive" else ""
 
 
 def _transfer(found: Transfer) -> tuple[str, ...]:
@@ -159,7 +158,7 @@ def _transfer(found: Transfer) -> tuple[str, ...]:
         UNKNOWN if found.tau is None else f"{found.tau:+.2f}",
         range_text(found.low, found.high, 2),
         "" if found.p is None else f"{found.p:.2g}",
-        found.said or found.reason or "no interval",
+        found.said or (UNKNOWN if found.reason else "no interval"),
     )
 
 
@@ -176,9 +175,24 @@ def _notes(matrix: Matrix) -> Iterator[str]:
         several = [f"{name} {len(side.runs)}" for name, side in sides if len(side.runs) > 1]
         if several:
             yield f"runs on {place.name}, the spread between them counted: {', '.join(several)}"
+    for one in matrix.transfers:
+        if one.reason:
+            yield f"ranking by {NAMES[one.by]} on {' and '.join(one.places)}: {one.reason}"
     yield from matrix.differences
-    for advice, who in matrix.caveats.items():
-        yield f"{', '.join(who)}: {advice}"
+    yield from _doubts(matrix)
+
+
+def _doubts(matrix: Matrix) -> Iterator[str]:
+    """One line a kind of doubt, with the words of the first; the runs themselves have all."""
+    for code in dict.fromkeys(doubt.code for doubt in matrix.doubts):
+        found = [doubt for doubt in matrix.doubts if doubt.code == code]
+        who = []
+        for place in matrix.places:
+            of = dict.fromkeys(doubt.method for doubt in found if doubt.place == place.name)
+            is_all = len(of) == len(place.cells) + 1
+            who += [f"{'all' if is_all else ', '.join(of)} on {place.name}"] if of else []
+        like = "" if len({doubt.advice for doubt in found}) == 1 else "for one, "
+        yield f"{'; '.join(who)}: {like}{found[0].advice}"
 
 
 def _explanations(found: Across) -> Iterator[str]:
@@ -197,7 +211,7 @@ def _matrix_json(matrix: Matrix) -> dict[str, Any]:
         "rows": [_cell_json(cell) for cell in matrix.cells()],
         "transfers": [dataclasses.asdict(one) for one in matrix.transfers],
         "differences": list(matrix.differences),
-        "caveats": dict(matrix.caveats),
+        "doubts": [dataclasses.asdict(doubt) for doubt in matrix.doubts],
     }
 
 

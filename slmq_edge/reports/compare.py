@@ -50,8 +50,8 @@ NO_INTERVAL = "no interval"
 EXPLANATION = (
     f"{INTERVAL}: of 10,000 draws with replacement of each run's repetitions, and of runs where "
     "there are several. Repetitions of one run know nothing of what another start of the machine "
-    "or the process would give. inconclusive: the interval holds 1, or fewer than "
-    f"{FEWEST} readings."
+    "or the process would give. inconclusive: the interval holds 1, there are fewer than "
+    f"{FEWEST} readings, or a run says that its repetitions drifted."
 )
 TEXTS: dict[str, Callable[[float], str]] = {
     "B": bytes_text,

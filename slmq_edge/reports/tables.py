@@ -15,11 +15,14 @@ Table = Sequence[Sequence[str]]
 def aligned(rows: Table, texts: int, cell: int = CELL) -> str:
     """Columns two blanks apart; the first ``texts`` to the left, others to the right.
 
-    A cell longer than ``cell`` takes several lines.
+    A cell longer than ``cell``, or of the others `CELL`, takes several lines.
     """
     lines: list[list[str]] = []
     for row in rows:
-        folded = [textwrap.wrap(text, cell) or [""] for text in row]
+        folded = [
+            textwrap.wrap(text, cell if place < texts else CELL) or [""]
+            for place, text in enumerate(row)
+        ]
         lines += map(list, itertools.zip_longest(*folded, fillvalue=""))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
