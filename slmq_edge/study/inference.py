@@ -245,7 +245,7 @@ def _is_in(run: Run, runs: Iterable[Run]) -> bool:
 
 
 def asked(run: Run) -> str:
-    """What a run was of, in words: of its prompt, its new tokens, and its protocol if it has one."""
+    """What a run was of: its prompt, its new tokens, and its protocol where it has one."""
     protocol = work(run).get("protocol")
     told = f"prompt {run.workload.prompt_tokens}, {run.workload.new_tokens} new tokens"
     return f"{told}, protocol {protocol}" if protocol else told

@@ -20,12 +20,13 @@ from slmq_edge.reports.study.printed import name_cell, score_cell, unit
 from slmq_edge.results import Run
 from slmq_edge.study import paper
 from slmq_edge.study.document import Document
+from slmq_edge.study.inference import Place
 from slmq_edge.study.inference import Row as Timed
 from slmq_edge.study.paper import Printed
-from slmq_edge.tracks.cost import Row
+from slmq_edge.tracks.cost import Group, Row, described
 
-COSTS = ("artifact", "made on", "peak memory", "time", "energy", "SLMQ_quant")
-PREPARED = ("artifact", "device", "loads in", "peak memory while loading")
+COSTS = ("artifact", "peak memory", "time", "energy", "SLMQ_quant")
+PREPARED = ("artifact", "model", "loads in", "peak memory while loading")
 LEAD = (
     "SLMQ_quant: 100 times the root mean square of (most memory / memory) and (most time / time), "
     "the most of all artifacts of a model that were made on one device, so that scores of two "
@@ -39,30 +40,32 @@ ON_DEVICE = (
 def costs(found: Document) -> Section:
     """What quantizing cost where it was done, and what preparing takes where it runs."""
     rows = found.cost.rows
-    made = tuple(
-        _made(model, [row for row in rows if row.group.model == model])
-        for model in dict.fromkeys(row.group.model for row in rows)
-    )
-    prepared = tuple(
-        _prepared(model, [row for row in found.inference.rows if row.subject.model == model])
-        for model in dict.fromkeys(row.subject.model for row in found.inference.rows)
-    )
+    made: list[Table] = []
+    for model in dict.fromkeys(row.group.model for row in rows):
+        groups = dict.fromkeys(row.group for row in rows if row.group.model == model)
+        made += (_made(group, [row for row in rows if row.group == group]) for group in groups)
+        if known := paper.model_of(model):
+            lines = tuple(map(_printed, paper.printed(4, known)))
+            made.append(tidied(Table(f"{known}, as the paper prints it", COSTS, lines, 1)))
+    timed = found.inference.rows
+    prepared = [
+        _prepared(place, [row for row in timed if row.place == place])
+        for place in dict.fromkeys(row.place for row in timed)
+    ]
     leads = (*((LEAD,) if made else ()), *((ON_DEVICE,) if prepared else ()))
     title = "Cost of quantizing (the paper's Table 4)"
     return Section("cost", title, leads, tables=(*made, *prepared), items=found.cost.notes)
 
 
-def _made(model: str, rows: Sequence[Row]) -> Table:
-    known = paper.model_of(model)
-    printed = paper.printed(4, known) if known else ()
-    return tidied(Table(model, COSTS, (*map(_cost, rows), *map(_printed, printed)), 2))
+def _made(group: Group, rows: Sequence[Row]) -> Table:
+    """One model, device and kind of memory: what is scored together."""
+    return tidied(Table(f"{group.model}: {described(group)}", COSTS, tuple(map(_cost, rows)), 1))
 
 
 def _cost(row: Row) -> Line:
     return line(
         Cell(f"{row.method} {row.scheme}", row.place),
-        Cell(row.group.device_name or row.group.device, row.group.device),
-        Cell(bytes_text(row.memory_bytes), row.group.memory),
+        bytes_text(row.memory_bytes),
         seconds_text(row.seconds),
         NOTHING if row.energy_joules is None else f"{row.energy_joules:.0f} J",
         NOTHING if row.score is None else f"{row.score:.1f}",
@@ -72,7 +75,6 @@ def _cost(row: Row) -> Line:
 def _printed(one: Printed) -> Line:
     return line(
         name_cell(one),
-        "the paper's GPU",
         unit(one.cells.get("memory"), "MB"),
         unit(one.cells.get("time"), "min"),
         NOTHING,
@@ -81,17 +83,17 @@ def _printed(one: Printed) -> Line:
     )
 
 
-def _prepared(model: str, rows: Sequence[Timed]) -> Table:
+def _prepared(place: Place, rows: Sequence[Timed]) -> Table:
     lines = tuple(
         line(
             row.subject.name,
-            row.place.title,
+            row.subject.model,
             seconds_text(row.run.series["load_seconds"].median),
             _loading(row.run),
         )
         for row in rows
     )
-    return tidied(Table(f"{model}: preparing on the device", PREPARED, lines, 2))
+    return tidied(Table(f"Preparing on {place.title}", PREPARED, lines, 2))
 
 
 def _loading(run: Run) -> Cell:
