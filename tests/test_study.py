@@ -147,6 +147,15 @@ def test_what_is_kept_of_the_papers_six_is_slmq_perf() -> None:
     assert kept.low < kept.value < kept.high
 
 
+def test_tasks_that_were_scored_one_by_one_are_one_evaluation(tmp_path: Path) -> None:
+    whole = scored("gptq", "w4a8", wrong=20)
+    parts = [dataclasses.replace(whole, tasks=(task,)) for task in whole.tasks]
+    save(tmp_path, scored("none", "fp32"), *parts)
+    base, row = study_of(tmp_path).accuracy.rows
+    assert row.kept == accuracy.kept(base.evaluation, whole)
+    assert len(row.place.split()) == len(parts)
+
+
 def test_fewer_tasks_are_not_called_slmq_perf() -> None:
     base = evaluation(questions_task("piqa", half_wrong(100)))
     kept = accuracy.kept(base, base)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 from slmq_edge.commands.report import app
 from slmq_edge.errors import NotFound, SlmqError, UsageError
 from slmq_edge.reports.study import WRITERS
+from slmq_edge.reports.study.contents import contents
 from slmq_edge.reports.study.html import html
 from slmq_edge.reports.study.layout import NOTHING, Cell, Table, line, tidied
 from slmq_edge.reports.study.plain import terminal
@@ -155,6 +156,20 @@ def test_other_models_have_no_figures_of_the_paper(tmp_path: Path) -> None:
     text = html(document(collect([save(tmp_path, *runs)])))
     assert "99.32" not in text
     assert 'class="paper"' not in text
+
+
+def test_memory_of_unlike_kinds_never_stands_in_one_column(found: Document) -> None:
+    tables = {table.caption: table for section in contents(found) for table in section.tables}
+    convention = tables[
+        "SmolLM-135M by the paper's convention, beside workbench (ort), Example CPU"
+    ]
+    memory = [row.cells[1].flat for row in convention.lines]
+    assert "264.5" in memory  # the paper's, of its GPU
+    assert {*memory} == {"264.5", NOTHING}
+    ours = tables["SmolLM-135M: cpu (Example CPU), cpu_peak_rss"]
+    theirs = tables["SmolLM-135M, as the paper prints it"]
+    assert [row.cells[1].flat for row in ours.lines] == ["400 MB", "500 MB"]
+    assert [row.cells[1].flat for row in theirs.lines] == [NOTHING, "2770 MB", NOTHING]
 
 
 def test_devices_stand_beside_each_other(found: Document) -> None:

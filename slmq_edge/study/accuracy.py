@@ -9,6 +9,7 @@ percentiles of a paired bootstrap: in every draw both answer the same questions 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ from slmq_edge.tracks.accuracy.results import (
 )
 
 DRAWS = 2000
-_CELLS = 4_000_000  # drawn questions that are held at a time
 
 
 @dataclass(frozen=True)
@@ -191,24 +191,22 @@ def guessed(scored: Evaluation) -> tuple[str, ...]:
 
 
 def _drawn(before: TaskResult, after: TaskResult, draws: int) -> NDArray[np.float64]:
-    """Ratios of so many draws, float64 [draws]; infinite where the reference had nothing right."""
+    """Ratios of so many draws, float64 [draws]; infinite where the reference had nothing right.
+
+    Questions that both answer alike are drawn together, by how many they are: the same
+    distribution, and of thousands of questions a handful of kinds.
+    """
     metric = headline(before)
-    sides = [columns(metric, task.questions) for task in (before, after)]
-    count = len(before.questions)
+    sides = [column for task in (before, after) for column in columns(metric, task.questions)]
+    kinds, counts = np.unique(np.stack(sides, axis=1), axis=0, return_counts=True)
     generator = np.random.default_rng(SEED)
-    found = []
-    left = draws
-    while left:
-        lot = min(left, max(1, _CELLS // count))
-        drawn = generator.integers(count, size=(lot, count))
-        base, other = (
-            combine(metric.kind, above[drawn].sum(1), below[drawn].sum(1)) for above, below in sides
-        )
-        if metric.kind != MEAN:
-            base, other = other, base
-        found.append(np.where(base > 0, other / np.where(base > 0, base, 1.0), np.inf))
-        left -= lot
-    return np.concatenate(found)
+    drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=draws)
+    sums = drawn @ kinds
+    base = combine(metric.kind, sums[:, 0], sums[:, 1])
+    other = combine(metric.kind, sums[:, 2], sums[:, 3])
+    if metric.kind != MEAN:
+        base, other = other, base
+    return np.where(base > 0, other / np.where(base > 0, base, 1.0), np.inf)
 
 
 def _steps(found: Sequence[Subject], baseline: str | None) -> list[Step]:
@@ -235,7 +233,13 @@ def _steps(found: Sequence[Subject], baseline: str | None) -> list[Step]:
 
 def _step(kind: str, base: Subject, other: Subject) -> list[Step]:
     try:
-        pair = base.evaluations[0].value, other.evaluations[0].value
-        return [Step(kind, base, other, gap.compare(*pair, DRAWS))]
+        before, after = (_headlines(one.evaluations[0].value) for one in (base, other))
+        return [Step(kind, base, other, gap.compare(before, after, DRAWS))]
     except SlmqError:
         return []  # other questions: the table of accuracies says what each was asked
+
+
+def _headlines(one: Evaluation) -> Evaluation:
+    """The metrics that are shown, and no others to draw for."""
+    tasks = tuple(dataclasses.replace(task, metrics=(headline(task),)) for task in one.tasks)
+    return dataclasses.replace(one, tasks=tasks)

@@ -11,7 +11,6 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from slmq_edge import across, energy, quantities
 from slmq_edge.across import Across, Matrix
@@ -245,9 +244,15 @@ def _is_in(run: Run, runs: Iterable[Run]) -> bool:
     return any(run is one for one in runs)
 
 
+def asked(run: Run) -> str:
+    """What a run was of: its prompt, its new tokens, and its protocol where it has one."""
+    protocol = work(run).get("protocol")
+    told = f"prompt {run.workload.prompt_tokens}, {run.workload.new_tokens} new tokens"
+    return f"{told}, protocol {protocol}" if protocol else told
+
+
 def _place(name: str, run: Run, several: bool) -> Place:
-    asked: Mapping[str, Any] = work(run)
-    told = f"prompt {asked['prompt']}, {asked['new tokens']} new" if several else ""
+    told = asked(run) if several else ""
     gpu = run.environment.get("gpu")
     chip = gpu.get("name") if isinstance(gpu, Mapping) else gpu
     chip = chip if run.device.kind == "cuda" and chip else run.environment.get("cpu_model") or chip

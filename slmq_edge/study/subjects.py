@@ -76,12 +76,31 @@ def subjects(study: Study) -> tuple[Subject, ...]:
         found[key] = dataclasses.replace(found[key], runs=(*found[key].runs, run))
     for scored in study.evaluations:
         key = at(_of_evaluation(scored.value))
-        before = found[key].evaluations
-        found[key] = dataclasses.replace(found[key], evaluations=(*before, scored))
+        told = _together(found[key].evaluations, scored)
+        found[key] = dataclasses.replace(found[key], evaluations=told)
     used = [one for one in found.values() if one.runs or one.evaluations or _is_bundle(one)]
     models = list(dict.fromkeys(one.model for one in used))
     ranked = sorted(used, key=lambda one: (models.index(one.model), *_order(one)))
     return tuple(_told_apart(ranked))
+
+
+def _together(
+    before: tuple[Filed[Evaluation], ...], scored: Filed[Evaluation]
+) -> tuple[Filed[Evaluation], ...]:
+    """What was scored by the same in several files, task by task, is one evaluation."""
+    for place, one in enumerate(before):
+        shared = {task.name for task in one.value.tasks} & {t.name for t in scored.value.tasks}
+        if not shared and one.value.identity == scored.value.identity:
+            value = dataclasses.replace(
+                one.value,
+                seconds=one.value.seconds + scored.value.seconds,
+                sequences=one.value.sequences + scored.value.sequences,
+                tokens=one.value.tokens + scored.value.tokens,
+                tasks=(*one.value.tasks, *scored.value.tasks),
+            )
+            joined = Filed(f"{one.path} {scored.path}", value)
+            return (*before[:place], joined, *before[place + 1 :])
+    return (*before, scored)
 
 
 def _is_bundle(one: Subject) -> bool:

@@ -1,63 +1,109 @@
-"""Table 4 of the paper, of this study: a table for each model. Pure."""
+"""Table 4 of the paper, of this study: a table for each model; and what preparing took. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from slmq_edge.quantities import PEAK
 from slmq_edge.reports.format import bytes_text, seconds_text
 from slmq_edge.reports.study.layout import (
     NOTHING,
     PAPER,
     Cell,
+    Line,
     Section,
     Table,
     line,
     tidied,
 )
 from slmq_edge.reports.study.printed import name_cell, score_cell, unit
+from slmq_edge.results import Run
 from slmq_edge.study import paper
 from slmq_edge.study.document import Document
+from slmq_edge.study.inference import Place
+from slmq_edge.study.inference import Row as Timed
+from slmq_edge.study.paper import Printed
+from slmq_edge.tracks.cost import Group, Row, described
 
-COSTS = ("artifact", "made on", "peak memory", "time", "energy", "SLMQ_quant")
+COSTS = ("artifact", "peak memory", "time", "energy", "SLMQ_quant")
+PREPARED = ("artifact", "model", "loads in", "peak memory while loading")
+LEAD = (
+    "SLMQ_quant: 100 times the root mean square of (most memory / memory) and (most time / time), "
+    "the most of all artifacts of a model that were made on one device, so that scores of two "
+    "studies say nothing about each other."
+)
+ON_DEVICE = (
+    "Below: what each device pays before the first token, when it makes a session of the artifact."
+)
 
 
 def costs(found: Document) -> Section:
-    """Table 4: a table for each model."""
-    tables = []
-    for model in dict.fromkeys(row.group.model for row in found.cost.rows):
-        lines = [
-            line(
-                Cell(f"{row.method} {row.scheme}", row.place),
-                Cell(row.group.device_name or row.group.device, row.group.device),
-                Cell(bytes_text(row.memory_bytes), row.group.memory),
-                seconds_text(row.seconds),
-                NOTHING if row.energy_joules is None else f"{row.energy_joules:.0f} J",
-                NOTHING if row.score is None else f"{row.score:.1f}",
-            )
-            for row in found.cost.rows
-            if row.group.model == model
-        ]
-        known = paper.model_of(model)
-        for one in paper.printed(4, known) if known else ():
-            time = one.cells.get("time")
-            memory = one.cells.get("memory")
-            lines.append(
-                line(
-                    name_cell(one),
-                    "the paper's GPU",
-                    unit(memory, "MB"),
-                    unit(time, "min"),
-                    NOTHING,
-                    score_cell(one),
-                    kind=PAPER,
-                )
-            )
-        tables.append(tidied(Table(model, COSTS, tuple(lines), 1)))
-    lead = (
-        "SLMQ_quant: 100 times the root mean square of (most memory / memory) and (most time / "
-        "time), the most of all artifacts of a model that were made on one device, so that scores "
-        "of two studies say nothing about each other."
+    """What quantizing cost where it was done, and what preparing takes where it runs."""
+    rows = found.cost.rows
+    made: list[Table] = []
+    for model in dict.fromkeys(row.group.model for row in rows):
+        groups = dict.fromkeys(row.group for row in rows if row.group.model == model)
+        made += (_made(group, [row for row in rows if row.group == group]) for group in groups)
+        if known := paper.model_of(model):
+            lines = tuple(map(_printed, paper.printed(4, known)))
+            made.append(tidied(Table(f"{known}, as the paper prints it", COSTS, lines, 1)))
+    timed = found.inference.rows
+    prepared = [
+        _prepared(place, [row for row in timed if row.place == place])
+        for place in dict.fromkeys(row.place for row in timed)
+    ]
+    leads = (*((LEAD,) if made else ()), *((ON_DEVICE,) if prepared else ()))
+    title = "Cost of quantizing (the paper's Table 4)"
+    return Section("cost", title, leads, tables=(*made, *prepared), items=found.cost.notes)
+
+
+def _made(group: Group, rows: Sequence[Row]) -> Table:
+    """One model, device and kind of memory: what is scored together."""
+    return tidied(Table(f"{group.model}: {described(group)}", COSTS, tuple(map(_cost, rows)), 1))
+
+
+def _cost(row: Row) -> Line:
+    return line(
+        Cell(f"{row.method} {row.scheme}", row.place),
+        bytes_text(row.memory_bytes),
+        seconds_text(row.seconds),
+        NOTHING if row.energy_joules is None else f"{row.energy_joules:.0f} J",
+        NOTHING if row.score is None else f"{row.score:.1f}",
     )
-    items = found.cost.notes
-    leads = (lead,) if tables else ()
-    return Section(
-        "cost", "Cost of quantizing (the paper's Table 4)", leads, tables=tuple(tables), items=items
+
+
+def _printed(one: Printed) -> Line:
+    return line(
+        name_cell(one),
+        unit(one.cells.get("memory"), "MB"),
+        unit(one.cells.get("time"), "min"),
+        NOTHING,
+        score_cell(one),
+        kind=PAPER,
     )
+
+
+def _prepared(place: Place, rows: Sequence[Timed]) -> Table:
+    lines = tuple(
+        line(
+            row.subject.name,
+            row.subject.model,
+            seconds_text(row.run.series["load_seconds"].median),
+            _loading(row.run),
+        )
+        for row in rows
+    )
+    return tidied(Table(f"Preparing on {place.title}", PREPARED, lines, 2))
+
+
+def _loading(run: Run) -> Cell:
+    """The largest peak that the process had by the end of loading, and its kind."""
+    known = {
+        kind: count
+        for kind, count in run.memory.get("load", {}).items()
+        if count is not None and PEAK in kind
+    }
+    if not known:
+        return Cell(NOTHING)
+    kind = max(known, key=lambda name: known[name])
+    return Cell(bytes_text(known[kind]), kind)

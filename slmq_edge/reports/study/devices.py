@@ -28,6 +28,7 @@ from slmq_edge.reports.study.layout import (
 )
 from slmq_edge.reports.study.words import OF_RATIOS, span, times
 from slmq_edge.study.document import Document
+from slmq_edge.study.inference import asked
 from slmq_edge.transfer import Transfer
 
 RANKS = ("ranking by", "on", "and on", "order", "tau", "p", "verdict")
@@ -64,8 +65,7 @@ def devices(found: Document) -> Section:
 
 
 def _tables(matrix: Matrix) -> Iterator[Table]:
-    work = matrix.work
-    caption = f"{matrix.model}, prompt {work['prompt']}, {work['new tokens']} new tokens"
+    caption = f"{matrix.model}, {asked(matrix.places[0].side.run)}"
     headings = ["method"]
     for place in matrix.places:
         headings += [f"{place.name}: SLMQ_infer", f"decode {TIMES} {place.precision}"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from slmq_edge import metrics
 from slmq_edge.compare import compare
+from slmq_edge.quantities import DEVICE, ON_GPU
 from slmq_edge.reports.format import bytes_text, count_text, seconds_text
 from slmq_edge.reports.study import printed
 from slmq_edge.reports.study.layout import (
@@ -128,10 +129,11 @@ def _convention(row: Row) -> Line:
     if row.comparison is not None:
         value = compare(row.comparison.baseline, row.side, "paper").score.value
     macs = metrics.Macs(counts.linear_macs_per_token, counts.head_macs_per_token)
-    kind, memory = row.memory or ("", None)
+    kind, memory = row.memory or ("", 0.0)
+    on_gpu = kind == DEVICE or ON_GPU in kind  # what the paper's is; unlike kinds never meet
     return line(
         Cell(row.subject.name, "ours"),
-        Cell(NOTHING if memory is None else f"{memory / 2**20:.1f}", kind),
+        Cell(f"{memory / 2**20:.1f}", kind) if on_gpu else NOTHING,
         f"{counts.parameters / 1e6:.2f} M",
         f"{metrics.paper_macs(macs, quantized=is_quantized(row.run)) / 1e9:.3f} G",
         NOTHING if value is None else f"{value:.1f}",
