@@ -75,6 +75,8 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["eval", "--help"],
         ["gap", "--help"],
         ["estimate", "--help"],
+        ["bench", "--help"],
+        ["bench", "run", "--help"],
         ["report", "cost", "--help"],
         ["devices", "list", "--help"],
     ],

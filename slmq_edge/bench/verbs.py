@@ -91,21 +91,27 @@ def check(verb: str, words: Mapping[str, Any], where: str, more: Sequence[str] =
             if key in (*DECIDED, *ALSO_DECIDED.get(verb, ())):
                 raise UsageError(f"{where}: {key} is not said here: the matrix decides it")
             raise UsageError(f"{where}: {unknown('key', key, known)}")
-    parsed([verb, *arguments(verb, words), *_stand_ins(verb)], where)
+    arguments(verb, words, where=where)
 
 
 def arguments(
-    verb: str, words: Mapping[str, Any], place: Callable[[str], str] = lambda path: path
+    verb: str,
+    words: Mapping[str, Any],
+    place: Callable[[str], str] = lambda path: path,
+    where: str | None = None,
 ) -> tuple[str, ...]:
     """The words as a command line has them; those that are none of the verb's are left out.
 
-    place: what becomes of the value of an option that takes a path.
+    place: what becomes of the value of an option that takes a path. where: named in errors.
+
+    Raises:
+        UsageError: a value that its option cannot have.
     """
     known = options(verb)
     said = {key.replace("-", "_"): value for key, value in words.items()}
     chosen = {known[key]: value for key, value in said.items() if key in known}
     plain = [text for option, value in chosen.items() for text in _said(option, value)]
-    values = parsed([verb, *plain, *_stand_ins(verb)], verb)
+    values = parsed([verb, *plain, *_stand_ins(verb)], where or verb)
     texts: list[str] = []
     for option, value in chosen.items():
         is_path = isinstance(values.get(option.name), Path)
