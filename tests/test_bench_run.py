@@ -424,7 +424,11 @@ def test_the_report_of_a_bench_is_that_of_a_study(
         def main(self, words: list[str], name: str, *, standalone_mode: bool) -> None:
             asked.append((words, name, standalone_mode))
 
-    monkeypatch.setattr(verbs, "command", lambda *words: asked.append(words) or Study())
+    def command(*words: str) -> Study:
+        asked.append(words)
+        return Study()
+
+    monkeypatch.setattr(verbs, "command", command)
     words = ["bench", "report", str(done / "out"), "--format", "html", "-o", "x.html"]
     assert CliRunner().invoke(app, words).exit_code == 0
     assert asked == [
