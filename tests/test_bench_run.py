@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from slmq_edge.bench import child, folder, present
+from slmq_edge.bench import child, engines, folder, present
 from slmq_edge.bench.cells import Cell
 from slmq_edge.bench.folder import Bench, Status
 from slmq_edge.bench.run import carry_out
@@ -207,7 +207,8 @@ def carried_out(out: Path, bench: Bench, **options: Any) -> Mapping[str, Status]
     options = {"jobs": 1, "retry_failed": False, "tell": lambda news: None, **options}
     with folder.locked(out) as mark:
         found = folder.look(out, bench)
-        return carry_out(out, bench, mark, chosen, found, **options)
+        engine = engines.Here(out, mark)
+        return carry_out(out, bench, engine, chosen, found, **options)
 
 
 def test_one_that_fails_stops_only_those_that_need_it(done: Path, tmp_path: Path) -> None:

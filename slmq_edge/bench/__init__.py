@@ -9,6 +9,7 @@
     folder       OUT: bench.json, what became of every cell, the lock
     schedule     which cells may start now
     child        one cell's process, and the end of it
+    engines      what starts cells: this machine, or (ray) a cluster
     run          the loop over these
 
 A cell is done when its outputs are there and whole, and its status names the same command.

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slmq_edge.bench import child, estimates, folder, present
+from slmq_edge.bench import estimates, folder
 from slmq_edge.bench.cells import Cell, identities, is_whole
-from slmq_edge.bench.child import Child
+from slmq_edge.bench.engines import Engine, Work
 from slmq_edge.bench.folder import DONE, FAILED, RUNNING, SKIPPED, WAITING, Status
-from slmq_edge.bench.schedule import may_start
 
 TICK_SECONDS = 1.0
 INTERRUPTED = "interrupted: slmq-edge bench resume goes on"
@@ -48,7 +47,7 @@ class _Loop:
     """cells: of the whole bench, in order. chosen: of which some are to be done now."""
 
     out: Path
-    mark: str
+    engine: Engine
     cells: Sequence[Cell]
     chosen: frozenset[str]
     law: Mapping[str, float]
@@ -58,7 +57,7 @@ class _Loop:
     errors: dict[str, str]
     attempts: dict[str, int]
     taken: dict[str, float]
-    running: list[Child] = field(default_factory=list)
+    running: list[Work] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.identities = identities(self.cells)
@@ -71,7 +70,7 @@ class _Loop:
                 if not self.running:
                     return
                 self._say("tick")
-                child.wait(self.running, TICK_SECONDS)
+                self.engine.wait(self.running, TICK_SECONDS)
         except BaseException:
             self._end()
             raise
@@ -82,9 +81,9 @@ class _Loop:
                 continue
             if not self._is_ready(cell):
                 continue
-            if not may_start(cell, [one.cell for one in self.running], self.jobs):
+            if not self.engine.may_start(cell, [one.cell for one in self.running], self.jobs):
                 continue
-            reason = present.missing(self.out, cell)
+            reason = self.engine.missing(cell)
             if reason is not None:
                 self._settle(cell, WAITING, reason)
                 continue
@@ -115,17 +114,17 @@ class _Loop:
         now = Status(RUNNING, self.identities[cell.id], started, attempts=attempt)
         folder.put(self.out, cell, now)
         self.states[cell.id] = RUNNING
-        self.running.append(child.start(self.out, cell, self.mark, started))
+        self.running.append(self.engine.start(cell, started))
         self._say("start", cell, now)
 
     def _reap(self) -> None:
         for one in list(self.running):
-            code = child.ended_by(one)
+            code = self.engine.ended(one)
             if code is not None:
                 self.running.remove(one)
                 self._ended(one, code)
 
-    def _ended(self, one: Child, code: int) -> None:
+    def _ended(self, one: Work, code: int) -> None:
         error = None
         if code != 0:
             error = folder.last_words(one.log, one.log_start) or "it said nothing"
@@ -137,7 +136,7 @@ class _Loop:
             missing = [one for one in one.cell.outputs if not is_whole(self.out, one)]
             if missing:
                 error = f"it ended well, and {missing[0]} is not there or not whole"
-        took = time.monotonic() - one.began
+        took = self.engine.seconds(one)
         self._settle(one.cell, FAILED if error else DONE, error, one, took, code)
 
     def _settle(
@@ -145,7 +144,7 @@ class _Loop:
         cell: Cell,
         state: str,
         error: str | None,
-        ran: Child | None = None,
+        ran: Work | None = None,
         took: float | None = None,
         code: int | None = None,
     ) -> None:
@@ -170,7 +169,7 @@ class _Loop:
     def _end(self) -> None:
         """End what runs; what it has kept, its verb goes on from."""
         running, self.running = self.running, []
-        child.interrupt(running)
+        self.engine.interrupt(running)
         for one in running:
             self._settle(one.cell, WAITING, INTERRUPTED, one)
 
@@ -191,7 +190,7 @@ class _Loop:
 def carry_out(
     out: Path,
     bench: folder.Bench,
-    mark: str,
+    engine: Engine,
     chosen: frozenset[str],
     found: folder.Found,
     *,
@@ -204,7 +203,7 @@ def carry_out(
     Args:
         out: the bench's folder, which we have locked.
         bench: what is in its bench.json.
-        mark: see `child`.
+        engine: what starts cells.
         chosen: cells, with what they need.
         found: what is done already; failed cells are left alone without ``retry_failed``.
         jobs: cells of this machine at a time.
@@ -226,7 +225,7 @@ def carry_out(
         if cell.id in found.done and one is not None and one.state != DONE:
             folder.put(out, cell, dataclasses.replace(one, state=DONE, error=None))
     loop = _Loop(
-        out, mark, bench.cells, chosen, bench.estimates, jobs, tell,
+        out, engine, bench.cells, chosen, bench.estimates, jobs, tell,
         states, errors, dict(found.attempts), taken,
     )  # fmt: skip
     with _terminated_as_interrupted():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -40,6 +40,14 @@ Only = Annotated[
     str | None,
     typer.Option(
         metavar="PATTERN", help="Cells whose name fits ('profile-*-gptq-*'), and what they need."
+    ),
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="local: this machine and its boards; ray: a cluster, whose nodes say what they have.",
     ),
 ]
 Retry = Annotated[
@@ -86,6 +94,7 @@ def run(
     jobs: Jobs = 1,
     only: Only = None,
     retry_failed: Retry = False,
+    engine: EngineName = "local",
     folder: Folders = None,
     force: Annotated[
         bool,
@@ -112,11 +121,12 @@ def run(
       slmq-edge bench run plan.toml -o night -j 2
       slmq-edge bench run plan.toml -o night --only 'eval-*' --retry-failed
     """
+    from slmq_edge.bench import engines, matrix
     from slmq_edge.bench import folder as folders
-    from slmq_edge.bench import matrix
 
     out = output or Path(f"{plan.stem}-bench")
     found = _read(plan, folder)
+    engines.check(engine)
     was = folders.check(out)
     cells = matrix.cells_of(found, out)
     checked = _checked(matrix.cells_of(found, None))
@@ -135,11 +145,18 @@ def run(
         for name, text in matrix.boards_of(found).items():
             _write(out / name, text)
         folders.save(out, bench)
-        _carry_out(out, bench, looked, mark, jobs=jobs, only=only, retry_failed=retry_failed)
+        how = _How(jobs, only, retry_failed, engine)
+        _carry_out(out, bench, looked, mark, how)
 
 
 @app.command("resume")
-def resume(out: Bench_, jobs: Jobs = 1, only: Only = None, retry_failed: Retry = False) -> None:
+def resume(
+    out: Bench_,
+    jobs: Jobs = 1,
+    only: Only = None,
+    retry_failed: Retry = False,
+    engine: EngineName = "local",
+) -> None:
     """Go on with a bench as it was planned: cells that are not done, or that waited.
 
     \b
@@ -147,13 +164,15 @@ def resume(out: Bench_, jobs: Jobs = 1, only: Only = None, retry_failed: Retry =
       slmq-edge bench resume night
       slmq-edge bench resume night --only '*-orin' --retry-failed
     """
+    from slmq_edge.bench import engines
     from slmq_edge.bench import folder as folders
 
+    engines.check(engine)
     bench = folders.load(out)
     with folders.locked(out) as mark:
         looked = folders.look(out, bench)
         _refuse_changed(looked, "slmq-edge bench run PLAN --force makes them anew")
-        _carry_out(out, bench, looked, mark, jobs=jobs, only=only, retry_failed=retry_failed)
+        _carry_out(out, bench, looked, mark, _How(jobs, only, retry_failed, engine))
 
 
 @app.command("report")
@@ -310,32 +329,40 @@ def _refuse_changed(looked: Found, advice: str) -> None:
         )
 
 
-def _carry_out(
-    out: Path,
-    bench: Bench,
-    looked: Found,
-    mark: str,
-    *,
-    jobs: int,
-    only: str | None,
-    retry_failed: bool,
-) -> None:
+class _How(NamedTuple):
+    """Options of run and resume alike."""
+
+    jobs: int
+    only: str | None
+    retry_failed: bool
+    engine: str
+
+
+def _carry_out(out: Path, bench: Bench, looked: Found, mark: str, how: _How) -> None:
     """Run what is to be run, print what became of it, and leave with the exit code of that."""
-    from slmq_edge.bench import child, folder
+    from slmq_edge.bench import child, engines, folder
     from slmq_edge.bench.run import carry_out
     from slmq_edge.commands.benching import Line
     from slmq_edge.reports.bench import summary
 
-    chosen = _chosen(bench, only)
+    chosen = _chosen(bench, how.only)
     strays = child.end_strays(mark)
     if strays:
         typer.echo(f"ended {strays} processes that a killed bench had left", err=True)
     folder.tidy(out)
     line = Line(sorted(chosen))
     try:
-        found = carry_out(
-            out, bench, mark, chosen, looked, jobs=jobs, retry_failed=retry_failed, tell=line.show
-        )
+        with engines.opened(how.engine, out, mark, bench.cells, how.jobs) as engine:
+            found = carry_out(
+                out,
+                bench,
+                engine,
+                chosen,
+                looked,
+                jobs=how.jobs,
+                retry_failed=how.retry_failed,
+                tell=line.show,
+            )
     except KeyboardInterrupt:
         typer.echo(f"interrupted: slmq-edge bench resume {out} goes on", err=True)
         raise typer.Exit(INTERRUPTED) from None
