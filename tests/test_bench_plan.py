@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from slmq_edge.bench import matrix, plan, verbs
 from slmq_edge.bench.cells import Cell, identities
 from slmq_edge.errors import NotFound, SlmqError, UsageError
+from tests.shared import shared
 
 SMALL = """
 [matrix]
@@ -319,3 +320,13 @@ def test_any_document_is_a_plan_or_refused_in_one_line(document: dict[str, Any],
         except SlmqError as error:
             said = str(error)
         assert "\n" not in said
+
+
+def test_the_example_is_a_plan_that_can_be_carried_out() -> None:
+    from slmq_edge.bench.feasible import check
+
+    path = Path(__file__).resolve().parents[1] / "docs" / "example" / "plan.toml"
+    found = plan.read(path, {"shared": str(shared("data").parent)})
+    checked = check(matrix.cells_of(found, None))
+    assert not checked.refused
+    assert sum(name.startswith("export") for name in checked.made) == 3 * (5 * 3 + 1)

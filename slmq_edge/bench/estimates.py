@@ -23,11 +23,11 @@ from slmq_edge.bench.feasible import Made
 
 # Seconds of a verb on a model of no size: Python, libraries, golden prompts.
 PROCESS = {
-    "quantize": 4.0,
-    "export": 8.0,
+    "quantize": 3.0,
+    "export": 9.0,
     "build": 30.0,
-    "profile": 5.0,
-    "eval": 8.0,
+    "profile": 3.0,
+    "eval": 6.0,
     "analyze": 6.0,
     "distributions": 6.0,
 }
@@ -50,6 +50,9 @@ QUESTIONS = {
     "wikitext2_documents": (62, 5500),
     "wikitext2_windows": (165, 2048),
 }
+# Of a tokenizer with so few words a text has more tokens.
+FEW_WORDS, MORE_TOKENS = 8192, 2
+SCORED_SECONDS = 2e-5  # for a token of a model of no size
 SUBJECTS = {"mmlu": 57}  # --limit is of each
 SLICED = {"mmlu": 570, "wikitext2_documents": 10, "wikitext2_windows": 30}
 SLICE = 200
@@ -101,7 +104,9 @@ def _eval(words: Mapping[str, Any], made: Made | None, parameters: float) -> flo
         if words["limit"] is not None:
             count = min(count, words["limit"] * SUBJECTS.get(name, 1))
         tokens += count * each
-    return FORWARD * tokens * parameters + tokens * 2e-5
+    if made is not None and made.shape is not None and made.shape.vocab < FEW_WORDS:
+        tokens *= MORE_TOKENS
+    return tokens * (FORWARD * parameters + SCORED_SECONDS)
 
 
 def _analyze(words: Mapping[str, Any], made: Made | None, parameters: float) -> float:

@@ -134,7 +134,7 @@ def run(
     created = folders.now() if was is None else was.created
     bench = folders.Bench(found.title, found.text, created, cells, law)
     if dry_run:
-        _list(out, bench, only)
+        _list(out, bench, only, jobs)
         return
     from slmq_edge.bench.feasible import require_all
 
@@ -263,7 +263,7 @@ def _absent(plan: Plan, cells: tuple[Cell, ...]) -> dict[str, str]:
     return {name: why for name, why in found.items() if why is not None}
 
 
-def _list(out: Path, bench: Bench, only: str | None) -> None:
+def _list(out: Path, bench: Bench, only: str | None, jobs: int) -> None:
     from slmq_edge.bench import estimates, folder
     from slmq_edge.reports import bench as report
 
@@ -273,7 +273,7 @@ def _list(out: Path, bench: Bench, only: str | None) -> None:
     taken = {name: one.seconds for name, one in was.items() if name in done and one.seconds}
     expected = estimates.learned(bench.cells, bench.estimates, taken)
     cells = tuple(cell for cell in bench.cells if cell.id in chosen)
-    total = _total(tuple(cell for cell in cells if cell.id not in done), expected, 1)
+    total = _total(tuple(cell for cell in cells if cell.id not in done), expected, jobs)
     typer.echo(report.listing(cells, expected, total, done), nl=False)
 
 
