@@ -330,7 +330,7 @@ def test_strays_of_a_killed_bench_are_ended_and_their_rests_removed(done: Path, 
         kept.mkdir()
         resumed = slmq("bench", "resume", "out", cwd=home)
         assert resumed.returncode == 0
-        assert "ended 1 processes that a killed bench had left" in resumed.stderr
+        assert "ended what a killed bench had left: 1 process" in resumed.stderr
         assert stray.wait(10) == -signal.SIGKILL
     assert kept.exists()
     assert not rest.exists()

@@ -343,12 +343,12 @@ def _carry_out(out: Path, bench: Bench, looked: Found, mark: str, how: _How) -> 
     from slmq_edge.bench import child, engines, folder
     from slmq_edge.bench.run import carry_out
     from slmq_edge.commands.benching import Line
-    from slmq_edge.reports.bench import summary
+    from slmq_edge.reports.bench import counted, summary
 
     chosen = _chosen(bench, how.only)
     strays = child.end_strays(mark)
     if strays:
-        typer.echo(f"ended {strays} processes that a killed bench had left", err=True)
+        typer.echo(f"ended what a killed bench had left: {counted(strays, 'process')}", err=True)
     folder.tidy(out)
     line = Line(sorted(chosen))
     try:

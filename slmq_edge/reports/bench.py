@@ -72,7 +72,8 @@ def summary(cells: Sequence[Cell], found: Mapping[str, Status]) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    plural = "es" if what.endswith("s") else "s"
+    return f"{count} {what}{'' if count == 1 else plural}"
 
 
 def span(seconds: float) -> str:
