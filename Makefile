@@ -9,7 +9,7 @@ ifeq ($(shell uname -m),x86_64)
 CHECK := ,trt-check
 endif
 
-.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64 test-browser
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64 test-browser test-ray
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ test-arm64: setup ## what runs on a device, on emulated Arm cores: 300 MB, which
 
 test-browser: setup ## reports as a headless Chromium lays them out, on a phone and a desk, light and dark
 	$(BIN)/python -m pytest -m browser -rA
+
+test-ray: setup ## a bench on a cluster of Ray's, on this machine; pip fetches 75 MB
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray -rA
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py

@@ -12,6 +12,7 @@ import typer
 
 from slmq_edge import __version__
 from slmq_edge.commands.analyze import analyze
+from slmq_edge.commands.bench import app as bench
 from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.devices import app as devices
@@ -56,6 +57,7 @@ app.command("eval")(evaluate)
 app.command("gap")(gap)
 app.command("reproduce")(reproduce)
 app.command("doctor")(doctor)
+app.add_typer(bench, name="bench")
 app.add_typer(report, name="report")
 app.add_typer(trt, name="trt")
 app.add_typer(devices, name="devices")

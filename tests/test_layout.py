@@ -77,6 +77,8 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["gap", "--help"],
         ["reproduce", "--help"],
         ["estimate", "--help"],
+        ["bench", "--help"],
+        ["bench", "run", "--help"],
         ["report", "cost", "--help"],
         ["devices", "list", "--help"],
     ],
