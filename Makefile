@@ -9,7 +9,7 @@ ifeq ($(shell uname -m),x86_64)
 CHECK := ,trt-check
 endif
 
-.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64 test-browser
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ test-py38: setup ## what runs on a device, by a real Python 3.8: SLMQ_EDGE_PYTHO
 
 test-arm64: setup ## what runs on a device, on emulated Arm cores: 300 MB, which apt-get and pip fetch
 	$(BIN)/python -m pytest -m arm64 -rA
+
+test-browser: setup ## reports as a headless Chromium lays them out, on a phone and a desk, light and dark
+	$(BIN)/python -m pytest -m browser -rA
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py

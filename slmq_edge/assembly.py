@@ -22,7 +22,7 @@ from slmq_edge.results import (
     from_document,
     to_json,
 )
-from slmq_edge.runner import resume
+from slmq_edge.runner import forward, resume
 from slmq_edge.runner.manifest import described, graph_of
 
 
@@ -62,12 +62,14 @@ def assemble(
     }
     said = [event["session"] for event in [*loads, *ends] if event.get("session")]
     environment |= {"session": said[-1]} if said else {}
+    passes = [event for _, event in sorted(forward.taken(events).items())]
+    environment |= {forward.LOGITS: passes[-1]["logits"]} if passes else {}
     artifact = dataclasses.replace(
         artifact_of(bundle, begins[-1]["bundle_sha256"], loads[-1]["kv_bytes_per_token"]),
         read_bytes=bounds.card(bundle, workload).read_bytes,
     )
-    series = _series(loads, warmups, repetitions) | _put_aside(events)
-    rounds = [*warmups, *repetitions]
+    series = _series(loads, warmups, repetitions) | _put_aside(events) | _forward(events, passes)
+    rounds = [*warmups, *repetitions, *passes]
     created = datetime.datetime.fromtimestamp(begins[0]["at"], datetime.UTC)
     found = Run(
         created=created.isoformat(timespec="seconds"),
@@ -169,6 +171,19 @@ def _series(
         "decode_step_seconds": seconds(steps),
         "warmup_prefill_seconds": seconds(event["prefill_seconds"] for event in warmups),
         "warmup_decode_seconds": seconds(event["decode_seconds"] for event in warmups),
+    }
+
+
+def _forward(
+    events: Sequence[Mapping[str, Any]], passes: Sequence[Mapping[str, Any]]
+) -> dict[str, Series]:
+    """The passes of a protocol, and what they were warmed up by; empty without one."""
+    before = [event for event in events if event["event"] == forward.WARMUP]
+    named = {"forward_seconds": passes, "warmup_forward_seconds": before}
+    return {
+        name: Series("s", tuple(float(event["seconds"]) for event in found))
+        for name, found in named.items()
+        if passes
     }
 
 

@@ -262,10 +262,12 @@ def implausible(run: Run) -> tuple[str, ...]:
     cache = cache_of(asked, facts, kind, run.environment)
     allowed = ceilings(asked, facts, kind, UNKNOWN_CACHE if cache is None else cache)
     found = []
-    for phase, rate, bounds in (
-        ("decode", run.decode_rate.median, allowed.decode),
-        ("prefill", run.prefill_rate.median, allowed.prefill),
-    ):
+    rates = [("decode", run.decode_rate, allowed.decode)]
+    rates.append(("prefill", run.prefill_rate, allowed.prefill))
+    if run.forward_rate is not None:  # which does what a prefill does, and more of the head
+        rates.append(("forward pass", run.forward_rate, allowed.prefill))
+    for phase, series, bounds in rates:
+        rate = series.median
         for bound in bounds:
             if bound.per_second is None or not bound.certain:
                 continue

@@ -28,7 +28,7 @@ FEWEST_WINDOWS = 8
 HELD_OUT_ONE_IN = 5
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet")
-BUILTIN_WORLD = "built-in world"
+BUILTIN_WORLD, WIKITEXT_TRAIN = "built-in world", "WikiText-2 train"
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,23 @@ def default_text(source: Source) -> Text:
 
     Without a network the built-in world stands in for WikiText-2, and the note says so.
     """
-    if source.origin == "built-in":
-        return Text(BUILTIN_WORLD, tuple(world.calibration_text()))
     try:
-        return Text("WikiText-2 train", tuple(_wikitext2()))
+        return usual_text(source.origin)
     except NotFound as error:
         note = f"{error} The built-in world's text was used: give --calib FILE for a real one."
         return Text(BUILTIN_WORLD, tuple(world.calibration_text()), note)
+
+
+def usual_text(origin: str) -> Text:
+    """The text of a model of that origin (`models.Source`), with no other in its place.
+
+    Raises:
+        NotFound: WikiText-2 cannot be fetched.
+        MissingExtra: what fetches or reads it is not installed.
+    """
+    if origin == "built-in":
+        return Text(BUILTIN_WORLD, tuple(world.calibration_text()))
+    return Text(WIKITEXT_TRAIN, tuple(_wikitext2()))
 
 
 def split(text: Text) -> tuple[Text, Text]:
@@ -115,15 +125,17 @@ def _cut_at(document: str) -> int:
     return document.rfind(" ", 0, place) + 1 or place
 
 
-def read_text(path: Path) -> Text:
+def read_text(path: Path, option: str = "--calib") -> Text:
     """Plain text (one document), or JSONL whose rows have a ``text`` field (a document each).
+
+    option: by which it was given, for the error.
 
     Raises:
         NotFound, Damaged: no such file; not UTF-8; a row that is not JSON or has no text.
     """
-    existing(path, "calibration text")
+    existing(path, "calibration text" if option == "--calib" else "text")
     if path.is_dir():
-        raise NotFound(f"{path} is a folder: --calib takes a text or JSONL file")
+        raise NotFound(f"{path} is a folder: {option} takes a text or JSONL file")
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

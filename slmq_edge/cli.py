@@ -15,6 +15,7 @@ from slmq_edge.commands.analyze import analyze
 from slmq_edge.commands.build import build
 from slmq_edge.commands.compare import compare
 from slmq_edge.commands.devices import app as devices
+from slmq_edge.commands.distributions import distributions
 from slmq_edge.commands.doctor import doctor
 from slmq_edge.commands.estimate import estimate
 from slmq_edge.commands.eval import evaluate
@@ -23,6 +24,7 @@ from slmq_edge.commands.gap import gap
 from slmq_edge.commands.generate import generate
 from slmq_edge.commands.inspect import inspect
 from slmq_edge.commands.lint import lint
+from slmq_edge.commands.macs import macs
 from slmq_edge.commands.profile import profile
 from slmq_edge.commands.quantize import quantize_command
 from slmq_edge.commands.report import app as report
@@ -41,10 +43,12 @@ app = typer.Typer(
 app.command("quantize")(quantize_command)
 app.command("export")(export)
 app.command("analyze")(analyze)
+app.command("distributions")(distributions)
 app.command("build")(build)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("lint")(lint)
+app.command("macs")(macs)
 app.command("estimate")(estimate)
 app.command("profile")(profile)
 app.command("compare")(compare)

@@ -1,62 +1,70 @@
-"""Two runs side by side: the candidate as so many times better than the baseline.
+"""Two sides of runs: the candidate as so many times better than the baseline, and how surely.
 
     ratio = baseline / candidate     where less is better (bytes, seconds)
     ratio = candidate / baseline     where more is better (tokens per second)
-    error = ratio sqrt((spread_b / median_b)^2 + (spread_c / median_c)^2)
 
-So every ratio reads the same way: above 1 the candidate is better. Spreads are interquartile
-ranges (`results.Series`); a quantity that was read once has none, and then no error is given.
+So every ratio reads the same way: above 1 the candidate is better. Repeated quantities have a 95 %
+interval (`intervals`), and a verdict; what was read once has neither, and what was counted needs
+none.
 
     SLMQ_infer = 100 sqrt((memory ratio^2 + speed ratio^2 + size ratio^2) / 3)
 
-Conventions: ``measured`` takes decode tokens per second and bytes on disk. ``paper`` takes
-what Table 3 of arXiv 2511.13023 really holds, multiply-adds and parameters (METHODS 5.1,
-5.2); its MACs of a quantized model are the lm_head's alone: it is no measurement of speed.
+Conventions: ``measured`` takes decode tokens per second, and as size the bytes of the model's
+float16 checkpoint over those of the artifact's weights, whatever the baseline stores: a baseline in
+float16 scores about 100 itself, one in float32 about 87 (`Score.reference`). ``paper`` takes what
+Table 3 of arXiv 2511.13023 really holds, multiply-adds and parameters (METHODS 5.1, 5.2); its MACs
+of a quantized model are the lm_head's alone: it is no measurement of speed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from slmq_edge import bounds, differences, energy, metrics
+import numpy as np
+
+from slmq_edge import bounds, differences, intervals, metrics, quantities
 from slmq_edge.caveats import IMPLAUSIBLE
 from slmq_edge.errors import SlmqError, UsageError, unknown
+from slmq_edge.intervals import FEWEST, Better, Draws, Interval, Sample, Verdict
+from slmq_edge.quantities import DEVICE, MEMORY, SIZE, SPEED, UNLIKE, Quantity
 from slmq_edge.results import Run, Series
+from slmq_edge.sides import Side, float16_bytes
+
+__all__ = ["CONVENTIONS", "DEVICE", "Comparison", "Convention", "Row", "Score", "Value", "compare"]
 
 Convention = Literal["measured", "paper"]
-Better = Literal["lower", "higher"]
 
 CONVENTIONS: tuple[Convention, ...] = ("measured", "paper")
-PHASES = ("start", "load", "prefill", "decode")
-SCORED_PHASES = ("prefill", "decode")
-PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a snapshot
-ON_GPU = "gpu_"  # a kind with this in its name is of a GPU's memory
-PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
-UNLIKE = "unlike kinds are never compared"
-DEVICE = "device memory"  # scored where both runs have some: the model is there
-FLOAT_SCHEMES = ("fp32", "fp16", "bf16")
-RATES = ("tokens/s", "tokens/J")  # more is better; of all else, less
+TIMED = ("prefill_rate", "ttft_seconds", SPEED, "forward_rate")  # whose repetitions may drift
+SCORED: dict[Convention, tuple[str, str, str]] = {
+    "measured": (SIZE, SPEED, MEMORY),
+    "paper": ("parameters", "macs", MEMORY),
+}
 
 
 @dataclass(frozen=True)
 class Value:
-    """A median in its row's unit, and the spread around it; None for a single reading."""
+    """A median in its row's unit.
+
+    spread: interquartile range within a run, the median run's; None for single readings. between:
+    from the lowest median of a run to the highest; None for one run.
+    """
 
     median: float
     spread: float | None = None
+    between: float | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity of both runs.
+    """One quantity of both sides; see `quantities.Quantity`.
 
-    key: stable, for machines. unit: ``B``, ``s``, one of `RATES`, ``parameters`` or ``MAC``.
-    ratio, error: times better than the baseline; None with the ``reason`` why there is none.
-    across: both devices' names where the ratio mixes the artifact with the machine.
+    ratio: times better than the baseline; None with the ``reason`` why there is none. low, high:
+    of its 95 % interval; None where it has none. verdict: None of what was read once;
+    ``inconclusive`` also where values are few, or a run says that its repetitions drifted.
     """
 
     key: str
@@ -66,20 +74,28 @@ class Row:
     baseline: Value | None
     candidate: Value | None
     ratio: float | None
-    error: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict | None
+    exact: bool
     reason: str | None = None
     across: str | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
 class Score:
     """SLMQ_infer, the keys of the rows in it, and which memory that is.
 
-    error counts the spread of the rows that have one; None where none has.
+    reference: what the baseline itself scores, which the verdict is against. low, high: of what was
+    repeated, drawn together; None where nothing was.
     """
 
     value: float | None
-    error: float | None
+    low: float | None
+    high: float | None
+    verdict: Verdict | None
+    reference: float | None
     parts: tuple[str, ...]
     memory: str | None
     reason: str | None = None
@@ -91,43 +107,52 @@ class Comparison:
     """``refusals`` lists what was not compared, and why; ``notes`` what else differs."""
 
     convention: Convention
-    baseline: Run
-    candidate: Run
+    baseline: Side
+    candidate: Side
     rows: tuple[Row, ...]
     score: Score
     notes: tuple[str, ...]
     refusals: tuple[str, ...]
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether no run says of itself that its repetitions drifted."""
+        return self.baseline.is_steady and self.candidate.is_steady
+
     def row(self, key: str) -> Row:
         return next(row for row in self.rows if row.key == key)
 
 
-def compare(baseline: Run, candidate: Run, convention: Convention = "measured") -> Comparison:
-    """Compare ``candidate`` with ``baseline``.
+def compare(
+    baseline: Run | Side, candidate: Run | Side, convention: Convention = "measured"
+) -> Comparison:
+    """Compare ``candidate`` with ``baseline``; each a run, or several of one artifact.
 
     Raises:
         SlmqError: another workload, or a figure beyond what its device can do.
         UsageError: no such convention.
     """
     convention = require_convention(convention)
-    _require_comparable(baseline, candidate)
-    kind, phases = scored_memory(baseline, candidate)
-    peak = _peak_row(baseline, candidate, kind, phases)
-    if convention == "paper":
-        rows = [*_paper_rows(baseline, candidate), peak]
-        parts = ("parameters", "macs", peak.key)
-    else:
-        rows = [*_measured_rows(baseline, candidate), peak]
-        parts = ("bundle_bytes", "decode_rate", peak.key)
-    over = f" over {' and '.join(phases)}" if phases else ", all parts that both tell of"
-    memory = f"largest {kind}{over}" if kind else None
+    before, after = (Side((one,)) if isinstance(one, Run) else one for one in (baseline, candidate))
+    _require_comparable(before, after)
+    peak, memory = quantities.peak(before, after)
+    listed = quantities.papers if convention == "paper" else quantities.measured
+    found = [*listed(before, after), peak]
+    steady = before.is_steady and after.is_steady
+    rows = tuple(_row(one, steady) for one in found)
+    by_key = {one.key: (one, row) for one, row in zip(found, rows, strict=True)}
     return Comparison(
         convention=convention,
-        baseline=baseline,
-        candidate=candidate,
-        rows=tuple(rows),
-        score=_score([row for key in parts for row in rows if row.key == key], memory),
-        notes=tuple(differences.notes(baseline, candidate)),
+        baseline=before,
+        candidate=after,
+        rows=rows,
+        score=_score(
+            [by_key[key] for key in SCORED[convention]],
+            memory,
+            reference_of(before, convention),
+            steady,
+        ),
+        notes=tuple(differences.notes(before.run, after.run)),
         refusals=tuple(f"{row.quantity}: {row.reason}" for row in rows if row.reason),
     )
 
@@ -140,53 +165,18 @@ def require_convention(name: str) -> Convention:
     raise UsageError(unknown("convention", name, CONVENTIONS))
 
 
-def ratio_of(baseline: Value, candidate: Value, better: Better) -> tuple[float, float | None]:
-    """Times better than the baseline, and its error in quadrature; medians are positive."""
-    above, below = (baseline, candidate) if better == "lower" else (candidate, baseline)
-    ratio = above.median / below.median
-    if above.spread is None or below.spread is None:
-        return ratio, None
-    relative = math.hypot(above.spread / above.median, below.spread / below.median)
-    return ratio, ratio * relative
+def implausible(run: Run) -> list[str]:
+    """What is beyond the device: as run.json says, and as its figures say, whoever wrote them."""
+    said = [caveat.advice for caveat in run.caveats if caveat.code == IMPLAUSIBLE]
+    return [*said, *bounds.implausible(run)]
 
 
-def scored_memory(baseline: Run, candidate: Run) -> tuple[str | None, tuple[str, ...]]:
-    """Which memory enters SLMQ_infer: a peak of one kind, over phases that both runs have.
-
-    The kind is None where the runs share no peak; `DEVICE`, of no phase, where both have such.
-    """
-    if baseline.device_memory is not None and candidate.device_memory is not None:
-        return DEVICE, ()
-    if _elsewhere(baseline, candidate):
-        return None, ()
-    # On a GPU the process's own peak is not the model's; what NVML tells is read now and then.
-    counts = ON_GPU if _on_gpu(baseline) else PEAK
-    shared: dict[str, tuple[str, ...]] = {}
-    for phase in SCORED_PHASES:
-        for kind in _known(baseline, phase) & _known(candidate, phase):
-            if counts in kind:
-                shared[kind] = (*shared.get(kind, ()), phase)
-    if not shared:
-        return None, ()
-    # A peak that covers more phases first, then the accelerator's, then the alphabet.
-    best = min(shared, key=lambda kind: (-len(shared[kind]), _preference(kind), kind))
-    return best, shared[best]
-
-
-def is_quantized(run: Run) -> bool:
-    """Whether the paper's profiler would not have seen the linears of this run."""
-    return run.artifact.scheme_ran not in FLOAT_SCHEMES
-
-
-def _require_comparable(baseline: Run, candidate: Run) -> None:
-    for role, run in (("baseline", baseline), ("candidate", candidate)):
-        # What run.json says, and what its figures say, whoever wrote them down.
-        said = [caveat.advice for caveat in run.caveats if caveat.code == IMPLAUSIBLE]
-        for line in [*said, *bounds.implausible(run)]:
+def _require_comparable(baseline: Side, candidate: Side) -> None:
+    for role, side in (("baseline", baseline), ("candidate", candidate)):
+        for line in (line for run in side.runs for line in implausible(run)):
             raise SlmqError(f"nothing is compared with an implausible {role}: {line}")
-    first, second = baseline.workload, candidate.workload
-    work = [(run.prompt_tokens, run.new_tokens) for run in (first, second)]
-    if work[0] != work[1]:
+    first, second = baseline.run.workload, candidate.run.workload
+    if (first.prompt_tokens, first.new_tokens) != (second.prompt_tokens, second.new_tokens):
         raise SlmqError(
             f"not the same workload: the baseline has {first.prompt_tokens} prompt tokens and "
             f"{first.new_tokens} new ones, the candidate {second.prompt_tokens} and "
@@ -194,195 +184,121 @@ def _require_comparable(baseline: Run, candidate: Run) -> None:
         )
 
 
-def _measured_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
-    tokens, steps = baseline.workload.prompt_tokens, baseline.workload.new_tokens
-    across = differences.across(baseline, candidate)
-
-    def row(key: str, quantity: str, unit: str, get: Callable[[Run], Value]) -> Row:
-        label = None if unit == "B" else across
-        return _row(key, quantity, unit, get(baseline), get(candidate), label)
-
-    yield row("bundle_bytes", "size on disk", "B", lambda r: Value(r.artifact.bundle_bytes))
-    yield row("weights_bytes", "weights", "B", lambda r: Value(r.artifact.weights_bytes))
-    yield row("load_seconds", "load", "s", lambda r: _timed(r.series["load_seconds"]))
-    prefill, decode = f"prefill, {tokens} tokens", f"decode, {steps} tokens"
-    yield row("prefill_rate", prefill, "tokens/s", lambda r: _timed(r.prefill_rate))
-    first = "time to first token"
-    yield row("ttft_seconds", first, "s", lambda r: _timed(r.series["prefill_seconds"]))
-    yield row("decode_rate", decode, "tokens/s", lambda r: _timed(r.decode_rate))
-    yield from _energy_rows(baseline, candidate)
-    yield from _memory_rows(baseline, candidate)
-    yield from _device_rows(baseline, candidate)
-
-
-def _energy_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
-    """Tokens per joule, gross, where either run has them; never of one rail against another's."""
-    both = (baseline, candidate)
-    for phase in energy.WORK:
-        sides = [energy.of(run.power or {}, phase) for run in both]
-        told = [one for one in sides if isinstance(one, energy.Energy)]
-        if not told:
-            continue
-        before, after = (
-            Value(one.tokens_per_joule) if isinstance(one, energy.Energy) else None for one in sides
-        )
-        key, label = f"energy.{phase}", differences.across(baseline, candidate)
-        row = _row(key, f"{phase}, tokens per joule", "tokens/J", before, after, label)
-        sources = [
-            energy.subject(run.environment, one.source)
-            for run, one in zip(both, sides, strict=True)
-            if isinstance(one, energy.Energy)
-        ]
-        unlike = len(set(sources)) > 1
-        yield _without_ratio(row, f"{' against '.join(sources)}: {UNLIKE}" if unlike else None)
-
-
-def _memory_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
-    """One row per phase and kind that either run could read; never one kind with another."""
-    found = {*baseline.memory, *candidate.memory}
-    phases = [*(phase for phase in PHASES if phase in found), *sorted(found - {*PHASES})]
-    for phase in phases:
-        for kind in sorted(_known(baseline, phase) | _known(candidate, phase)):
-            row = _row(
-                f"memory.{phase}.{kind}",
-                f"{phase}: {kind}",
-                "B",
-                _memory(baseline, phase, kind),
-                _memory(candidate, phase, kind),
-                differences.across(baseline, candidate),
-            )
-            yield _without_ratio(row, _elsewhere(baseline, candidate))
-
-
-def _device_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
-    """One row per part of what lies on a device, and one of all."""
-    sides = [run.device_memory or {} for run in (baseline, candidate)]
-    for part in dict.fromkeys([*sides[0], *sides[1]]):
-        before, after = (Value(of[part]) if part in of else None for of in sides)
-        key, across = f"device_memory.{part}", differences.across(baseline, candidate)
-        yield _row(key, f"device: {part}", "B", before, after, across)
-
-
-def _elsewhere(baseline: Run, candidate: Run) -> str | None:
-    """Why the process's memory of the two is not of one kind; None where it is."""
-    there = [_on_gpu(run) for run in (baseline, candidate)]
-    if there[0] == there[1]:
-        return None
-    side = "baseline" if there[0] else "candidate"
-    return f"the {side} has its model in a device's memory, not in the process's: {UNLIKE}"
-
-
-def _on_gpu(run: Run) -> bool:
-    """Whether the model lies in a device's memory and not in the process's."""
-    return run.device_memory is not None or run.device.kind == "cuda"
-
-
-def _without_ratio(row: Row, reason: str | None) -> Row:
-    if reason is None or row.ratio is None:
-        return row
-    return dataclasses.replace(row, ratio=None, error=None, reason=reason, across=None)
-
-
-def _peak_row(baseline: Run, candidate: Run, kind: str | None, phases: Sequence[str]) -> Row:
-    """The memory that enters the score: ``kind``'s largest value over ``phases``."""
-    key = "peak_memory"
-    across = differences.across(baseline, candidate)
-    if kind == DEVICE:
-        sides = [run.device_memory or {} for run in (baseline, candidate)]
-        both = sides[0].keys() & sides[1].keys()  # a board that shares its memory tells no rest
-        before, after = (Value(sum(of[part] for part in both)) for of in sides)
-        return _row(key, DEVICE, "B", before, after, across)
-    if reason := _elsewhere(baseline, candidate):
-        return Row(key, "peak memory", "B", "lower", None, None, None, None, reason)
-    if kind is None:
-        has = [
-            ", ".join(sorted({k for p in SCORED_PHASES for k in _known(run, p) if PEAK in k}))
-            or "none"
-            for run in (baseline, candidate)
-        ]
-        reason = (
-            "no kind of peak that both runs have in the same phase, prefill or decode "
-            f"(baseline: {has[0]}; candidate: {has[1]})"
-        )
-        return Row(key, "peak memory", "B", "lower", None, None, None, None, reason)
-    before, after = (
-        Value(max(run.memory[phase][kind] or 0 for phase in phases))
-        for run in (baseline, candidate)
+def _row(of: Quantity, steady: bool) -> Row:
+    before, after = (None if one is None else _value(one) for one in (of.baseline, of.candidate))
+    found, reason = None, of.reason or _refused(before, after)
+    if reason is None and of.baseline is not None and of.candidate is not None:
+        found = _counted(of) if of.exact else intervals.ratio(of.baseline, of.candidate, of.better)
+    return Row(
+        key=of.key,
+        quantity=of.name,
+        unit=of.unit,
+        better=of.better,
+        baseline=before,
+        candidate=after,
+        ratio=None if found is None else found.value,
+        low=None if found is None else found.low,
+        high=None if found is None else found.high,
+        verdict=None if found is None else _verdict(of, found, steady),
+        exact=of.exact,
+        reason=reason,
+        across=None if found is None else of.across,
+        note=of.note,
     )
-    return _row(key, f"peak memory ({kind})", "B", before, after, across)
 
 
-def _paper_rows(baseline: Run, candidate: Run) -> Iterator[Row]:
-    """What stands in for size and speed in the paper's Table 3 (METHODS 5.2)."""
-    before, after = (Value(run.artifact.counts.parameters) for run in (baseline, candidate))
-    yield _row("parameters", "parameters, as size", "parameters", before, after)
-    before, after = (Value(_paper_macs(run)) for run in (baseline, candidate))
-    yield _row("macs", f"MACs of {metrics.PAPER_TOKENS} tokens, as speed", "MAC", before, after)
+def _refused(before: Value | None, after: Value | None) -> str | None:
+    """Why these two make no ratio."""
+    for role, value in (("baseline", before), ("candidate", after)):
+        if value is None:
+            return f"the {role} does not have it, and {UNLIKE}"
+    for role, value in (("baseline", before), ("candidate", after)):
+        if value is not None and value.median <= 0:
+            return f"the {role} has 0"
+    return None
 
 
-def _paper_macs(run: Run) -> int:
-    counts = run.artifact.counts
-    if counts.linear_macs_per_token <= 0 or counts.head_macs_per_token <= 0:
-        return 0  # not counted, as in a published figure: the row then has no ratio
-    macs = metrics.Macs(counts.linear_macs_per_token, counts.head_macs_per_token)
-    return metrics.paper_macs(macs, quantized=is_quantized(run))
+def _value(sample: Sample) -> Value:
+    """Of what may be 0, which makes no ratio."""
+    medians = [statistics.median(values) for values in sample]
+    spread = statistics.median(Series("", tuple(values)).spread for values in sample)
+    return Value(
+        statistics.median(medians),
+        spread if any(len(values) > 1 for values in sample) else None,
+        max(medians) - min(medians) if len(medians) > 1 else None,
+    )
 
 
-def _row(
-    key: str,
-    quantity: str,
-    unit: str,
-    baseline: Value | None,
-    candidate: Value | None,
-    across: str | None = None,
-) -> Row:
-    better: Better = "higher" if unit in RATES else "lower"
-    ratio, error, reason = None, None, None
-    if baseline is None or candidate is None:
-        side = "baseline" if baseline is None else "candidate"
-        reason = f"the {side} does not have it, and {UNLIKE}"
-    elif baseline.median <= 0 or candidate.median <= 0:
-        side = "baseline" if baseline.median <= 0 else "candidate"
-        reason = f"the {side} has 0"
-    else:
-        ratio, error = ratio_of(baseline, candidate, better)
-    label = across if ratio is not None else None
-    return Row(key, quantity, unit, better, baseline, candidate, ratio, error, reason, label)
+def _counted(of: Quantity) -> Interval:
+    """What was counted is as it is."""
+    assert of.baseline is not None, "refused otherwise"
+    assert of.candidate is not None, "refused otherwise"
+    before, after = intervals.middle(of.baseline), intervals.middle(of.candidate)
+    return Interval(before / after if of.better == "lower" else after / before, None, None)
 
 
-def _score(rows: Sequence[Row], memory: str | None) -> Score:
-    """SLMQ_infer of size, speed and memory, in this order.
+def _verdict(of: Quantity, found: Interval, steady: bool) -> Verdict | None:
+    if of.exact:
+        return "same" if found.value == 1 else "better" if found.value > 1 else "worse"
+    said = intervals.verdict(found)
+    return "inconclusive" if said is not None and _is_doubtful(of, steady) else said
 
-    With s = 100 sqrt(sum r^2 / 3): error = 100^2 / (3 s) sqrt(sum (r dr)^2).
-    """
-    parts = tuple(row.key for row in rows)
+
+def _is_doubtful(of: Quantity, steady: bool) -> bool:
+    """Whether an interval says nothing: of too few values, or of repetitions that drifted."""
+    sides = [one for one in (of.baseline, of.candidate) if one is not None]
+    return min(map(intervals.count, sides)) < FEWEST or (of.key in TIMED and not steady)
+
+
+def _score(
+    parts: Sequence[tuple[Quantity, Row]],
+    memory: str | None,
+    reference: float | None,
+    steady: bool,
+) -> Score:
+    """SLMQ_infer of size, speed and memory, in this order."""
+    rows = [row for _, row in parts]
+    keys = tuple(row.key for row in rows)
     across = next((row.across for row in rows if row.across), None)
-    ratios = [row.ratio for row in rows if row.ratio is not None]
-    if len(ratios) < len(rows):
-        missing = ", ".join(row.quantity for row in rows if row.ratio is None)
-        return Score(None, None, parts, memory, f"no ratio of: {missing}", across)
-    size, speed, peak = ratios
+    missing = ", ".join(row.quantity for row in rows if row.ratio is None)
+    if missing:
+        return Score(None, None, None, None, None, keys, memory, f"no ratio of: {missing}", across)
+    size, speed, peak = (row.ratio or 0 for row in rows)
     value = metrics.slmq_infer(peak, speed, size)
-    known = [
-        row.ratio * row.error for row in rows if row.ratio is not None and row.error is not None
-    ]
-    error = 100**2 / (3 * value) * math.hypot(*known) if known else None
-    return Score(value, error, parts, memory, None, across)
+    drawn = scores([(row.ratio or 0, _draws(of)) for of, row in parts])
+    if drawn is None:
+        return Score(value, None, None, None, reference, keys, memory, None, across)
+    found = Interval(value, *intervals.ends(drawn))
+    said = None if reference is None else intervals.verdict(found, reference)
+    repeated = [of for of, row in parts if row.low is not None]
+    if said is not None and any(_is_doubtful(of, steady) for of in repeated):
+        said = "inconclusive"
+    return Score(value, found.low, found.high, said, reference, keys, memory, None, across)
 
 
-def _timed(series: Series) -> Value:
-    return Value(series.median, series.spread if len(series.values) > 1 else None)
+def reference_of(baseline: Side, convention: Convention = "measured") -> float | None:
+    """What the baseline scores against itself: 100, but for the size of one that is not float16.
+
+    None where nobody counted its parameters or bytes.
+    """
+    if convention == "paper":
+        return 100.0
+    run = baseline.run
+    if min(float16_bytes(run), run.artifact.weights_bytes) <= 0:
+        return None
+    return metrics.slmq_infer(1.0, 1.0, float16_bytes(run) / run.artifact.weights_bytes)
 
 
-def _known(run: Run, phase: str) -> set[str]:
-    """The kinds of memory that ``run`` could read in ``phase``."""
-    return {kind for kind, count in run.memory.get(phase, {}).items() if count is not None}
+def scores(parts: Sequence[tuple[float, Draws | None]]) -> Draws | None:
+    """Draws of SLMQ_infer, of ratios and the draws of their logarithms; None without any."""
+    if all(drawn is None for _, drawn in parts):
+        return None
+    squares = [ratio**2 if drawn is None else np.exp(2 * drawn) for ratio, drawn in parts]
+    found: Draws = 100 * np.sqrt(sum(squares) / len(squares))
+    return found
 
 
-def _memory(run: Run, phase: str, kind: str) -> Value | None:
-    count = run.memory.get(phase, {}).get(kind)
-    return None if count is None else Value(count)
-
-
-def _preference(kind: str) -> int:
-    return next((i for i, word in enumerate(PREFERRED) if word in kind), len(PREFERRED))
+def _draws(of: Quantity) -> Draws | None:
+    if of.exact or of.baseline is None or of.candidate is None:
+        return None
+    return intervals.log_ratios(of.baseline, of.candidate, of.better)

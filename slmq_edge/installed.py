@@ -20,7 +20,7 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
         "export, lint",
         {"onnx": "1.17", "onnx-ir": "0.1.12", "onnxscript": "0.5", "optimum-onnx": "0.1.0"},
     ),
-    "eval": ("accuracy on tasks", {"lm-eval": "0.4.8"}),
+    "eval": ("accuracy on tasks", {"lm-eval": "0.4.13", "transformers": "4.56"}),
     "trt-check": ("lint --compile", {"tensorrt-rtx-cu13": "1.7.1.116"}),
     "report": ("charts", {"matplotlib": "3.8"}),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,20 +68,22 @@ class Source:
         }
 
 
-def find(model: str, revision: str | None = None) -> Source:
+def find(model: str, revision: str | None = None, files: Sequence[str] = HUB_FILES) -> Source:
     """Resolve a built-in name, a local folder or a hub id; a ``revision`` is the hub's.
+
+    files: what is fetched of a hub model.
 
     Raises:
         NotFound: none of the three; says what was tried, and guesses.
         UsageError: one of ours, quantized already; a revision of what is not from the hub.
     """
-    found = _find(model, revision)
+    found = _find(model, revision, files)
     if revision is not None and found.origin != "hub":
         raise UsageError(f"{model} is no hub model: it has no --revision {revision}")
     return found
 
 
-def _find(model: str, revision: str | None) -> Source:
+def _find(model: str, revision: str | None, files: Sequence[str]) -> Source:
     if model in builtin.MODELS:
         return Source(model, "built-in", builtin.folder(model))
     path = Path(model)
@@ -99,11 +101,11 @@ def _find(model: str, revision: str | None) -> Source:
             f"no model '{model}'{guess}: give a folder, a hub id "
             f"(like {DEFAULT_MODEL}), or one of {', '.join(builtin.MODELS)}"
         )
-    return _download(model, revision)
+    return _download(model, revision, files)
 
 
-def _download(model: str, revision: str | None) -> Source:
-    """Fetch a hub repository's config, safetensors, tokenizer and licence (``HUB_FILES``)."""
+def _download(model: str, revision: str | None, files: Sequence[str]) -> Source:
+    """Fetch of a hub repository the ``files`` that it has."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -111,7 +113,7 @@ def _download(model: str, revision: str | None) -> Source:
     instead = f" Without network, use a local folder or the built-in {builtin.MODELS[0]}."
     with hub_errors_as(f"'{model}'", instead):
         folder = huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=[*HUB_FILES]
+            model, revision=revision, allow_patterns=[*files]
         )
     path = Path(folder)
     return Source(model, "hub", path, revision=path.name)

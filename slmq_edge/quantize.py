@@ -183,6 +183,26 @@ def quantize(
     return dataclasses.replace(made, cost=cost, notes=tuple(notes))
 
 
+def prepare(
+    planned: Plan,
+    progress: Progress = lambda share, what: None,
+    note: Note = _unheard,
+) -> Decoder:
+    """The float model as a plan's method makes it ready; it is not rounded, and nothing is kept.
+
+    Raises:
+        SlmqError: as of ``quantize``.
+    """
+    tokenizer = None if planned.text is None else models.read_tokenizer(planned.source.folder)
+    calibration = _calibration(planned, tokenizer)
+    if calibration is not None:
+        planned = _with_found(planned, calibration, note)
+    request = planned.request
+    named = dataclasses.replace(request.scheme, protected=())
+    task = Task(named, planned.settings, calibration, progress, note, None, request.spill)
+    return method(request.method).prepare(_read(planned, progress), task).model
+
+
 def forget(planned: Plan) -> None:
     """What was planned is written: the blocks kept for going on are not needed any more."""
     if planned.unfinished is not None and planned.unfinished.is_dir():

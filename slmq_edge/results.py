@@ -100,14 +100,28 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What prompts were cut from. sha256: of its documents, as `calibration.Text` has it."""
+
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Workload:
-    """Batch 1: ``prompt_tokens`` in, ``new_tokens`` decoding steps, so many times."""
+    """Batch 1: ``prompt_tokens`` in, ``new_tokens`` decoding steps, so many times.
+
+    protocol: what was timed besides, a key of `runner.forward.PROTOCOLS`. text: ``None``: the
+    bundle's golden prompts.
+    """
 
     prompt_tokens: int
     new_tokens: int
     repetitions: int
     warmups: int
     threads: int
+    protocol: str | None = None
+    text: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,12 @@ class Run:
     @property
     def decode_rate(self) -> Series:
         return self.series["decode_seconds"].rate(self.workload.new_tokens, "tokens/s")
+
+    @property
+    def forward_rate(self) -> Series | None:
+        """Tokens/s as the paper times them: of whole forward passes; ``None`` without them."""
+        seconds = self.series.get("forward_seconds")
+        return None if seconds is None else seconds.rate(self.workload.prompt_tokens, "tokens/s")
 
 
 def to_json(run: Run) -> str:

@@ -26,7 +26,8 @@ from slmq_edge.golden import kl_divergence
 from slmq_edge.quantization import Prepared, Task, smoothquant
 from slmq_edge.quantize import Request
 from slmq_edge.reports import analyze as reports
-from slmq_edge.reports.analyze_plot import svg
+from slmq_edge.reports.analyze_plot import COLOURS, svg
+from slmq_edge.reports.plots import STYLE, as_file
 from slmq_edge.scheme import in_words
 from slmq_edge.simulation import Simulation, token_log_probabilities
 from tests.decoders import (
@@ -345,13 +346,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_the_plot_has_a_mark_for_everything(found: Analysis) -> None:
     root = ET.fromstring(svg(found))
     assert root.tag == f"{SVG}svg"
-    cells = [box for box in root.iter(f"{SVG}rect") if box.get("class") == "cell both"]
+    cells = [box for box in root.iter(f"{SVG}rect") if box.get("class") == "plot-cell plot-s2"]
     assert len(cells) == 28 + 4, "the parts, and the scale"
     shades = [float(cell.get("fill-opacity", "")) for cell in cells]
     assert max(shades) == 1.0
     assert min(shades) >= 0.06
     bars = {
-        kind: [box for box in root.iter(f"{SVG}rect") if box.get("class") == kind]
+        kind: [box for box in root.iter(f"{SVG}rect") if COLOURS[kind] in box.get("class", "")]
         for kind in ("weights", "activations")
     }
     assert {kind: len(found) for kind, found in bars.items()} == {
@@ -367,7 +368,7 @@ def test_the_plot_has_a_mark_for_everything(found: Analysis) -> None:
 
 def test_the_plot_is_whole_and_needs_nothing_else() -> None:
     """No script, nothing fetched, all text escaped, colours of its own for a dark page."""
-    text = svg(small(1e-3, 2e-3, model="<b>&\"'"))
+    text = as_file(svg(small(1e-3, 2e-3, model="<b>&\"'")))
     ET.fromstring(text)
     assert "<b>" not in text
     assert "&lt;b&gt;&amp;" in text
@@ -375,10 +376,7 @@ def test_the_plot_is_whole_and_needs_nothing_else() -> None:
     assert "<script" not in text
     assert "@import" not in text
     assert "url(" not in text
-    light, dark = text.split("prefers-color-scheme: dark")
-    for name in ("paper", "ink", "soft", "line", "both", "weights", "activations"):
-        assert f"--{name}: #" in light
-        assert f"--{name}: #" in dark
+    assert STYLE in text
 
 
 @pytest.mark.parametrize("kls", [(0.0, 0.0), (1e-9, 3.0), (1e-4,) * 64, (9.999999,)])

@@ -16,10 +16,12 @@ from typer.testing import CliRunner, Result
 
 from slmq_edge.caveats import Caveat
 from slmq_edge.commands.compare import compare as verb
-from slmq_edge.compare import Value, compare, ratio_of, scored_memory
+from slmq_edge.compare import Value, compare
 from slmq_edge.energy import Window
 from slmq_edge.errors import NotFound, SlmqError, UsageError
+from slmq_edge.quantities import SIZE, scored_memory
 from slmq_edge.results import Artifact, Counts, Device, Run, Series, Workload, load, save
+from slmq_edge.sides import Side, side
 
 # METHODS 5.2: linears of the blocks and head, multiply-adds per token.
 SMOLLM = Counts(134_515_008, 106_168_320, 49_152 * 576)
@@ -88,10 +90,34 @@ def with_artifact(base: Run, **changes: Any) -> Run:
     return dataclasses.replace(base, artifact=dataclasses.replace(base.artifact, **changes))
 
 
-def test_identical_runs_score_100_and_every_ratio_is_1() -> None:
+def test_identical_runs_score_as_their_baseline() -> None:
     compared = compare(run(), run())
-    assert {row.ratio for row in compared.rows} == {1.0}
-    assert compared.score.value == 100.0
+    assert {row.ratio for row in compared.rows if row.key != SIZE} == {1.0}
+    assert compared.score.value == compared.score.reference
+    in_float16 = with_artifact(run(), weights_bytes=2 * SMOLLM.parameters)
+    assert compare(in_float16, in_float16).score.value == 100.0
+
+
+def test_size_is_held_against_float16_whatever_the_baseline_stores() -> None:
+    half = with_artifact(run(), weights_bytes=2 * SMOLLM.parameters)
+    candidate = run("w8a8")
+    found = [compare(base, candidate) for base in (run(), half)]
+    ratio = 2 * SMOLLM.parameters / candidate.artifact.weights_bytes
+    assert [one.row(SIZE).ratio for one in found] == [ratio, ratio]
+    assert found[0].score.value == found[1].score.value
+    own = 2 * SMOLLM.parameters / 538_000_000
+    expected = 100 * math.sqrt((1 + 1 + own**2) / 3)
+    assert found[0].score.reference == pytest.approx(expected)
+    assert found[1].score.reference == 100.0
+
+
+def test_without_a_count_of_parameters_there_is_no_score() -> None:
+    uncounted = with_artifact(run("w8a8"), counts=Counts(0, 0, 0))
+    compared = compare(run(), uncounted)
+    assert compared.row(SIZE).ratio is None
+    assert compared.score.value is None
+    assert compare(uncounted, run()).score.reference is None
+    assert compare(uncounted, run()).score.verdict is None
 
 
 def test_every_ratio_is_times_better() -> None:
@@ -105,46 +131,104 @@ def test_every_ratio_is_times_better() -> None:
     assert {row.better for row in compared.rows if row.unit in ("B", "s")} == {"lower"}
 
 
-def test_score_takes_bytes_on_disk_decode_rate_and_the_larger_peak() -> None:
+def test_score_takes_weights_decode_rate_and_the_larger_peak() -> None:
     smaller = {
         "prefill": {"cpu_peak_rss": 100_000_000},
         "decode": {"cpu_peak_rss": 400_000_000},
     }
     compared = compare(run(), run("w8a8", memory=smaller))
-    assert compared.score.parts == ("bundle_bytes", "decode_rate", "peak_memory")
+    assert compared.score.parts == (SIZE, "decode_rate", "peak_memory")
     assert compared.score.memory == "largest cpu_peak_rss over prefill and decode"
     assert compared.row("peak_memory").ratio == 800 / 400
-    expected = 100 * math.sqrt(((540 / 225) ** 2 + 2**2 + 2**2) / 3)
+    expected = 100 * math.sqrt(((269.030016 / 220) ** 2 + 2**2 + 2**2) / 3)
     assert compared.score.value == pytest.approx(expected, rel=1e-12)
 
 
-def test_errors_add_in_quadrature() -> None:
-    ratio, error = ratio_of(Value(10.0, 0.3), Value(20.0, 0.8), "higher")
-    assert ratio == 2.0
-    assert error == pytest.approx(2.0 * math.sqrt(0.03**2 + 0.04**2), rel=1e-12)
-    assert ratio_of(Value(20.0, 0.8), Value(10.0, 0.3), "lower")[1] == pytest.approx(error)
+NOISE = (2.00, 2.03, 1.98, 2.01, 2.02, 1.99)
 
 
-def test_error_of_the_score_follows_from_the_rate() -> None:
-    noisy = with_series(run("w8a8"), decode_seconds=(1.9, 2.0, 2.1))
-    compared = compare(run(), noisy)
-    row, value = compared.row("decode_rate"), compared.score.value
-    assert row.ratio is not None
-    assert row.error is not None
-    assert value is not None
-    step = 1e-6
-    size, peak = (compared.row(key).ratio or 0 for key in ("bundle_bytes", "peak_memory"))
-    moved = 100 * math.sqrt((size**2 + peak**2 + (row.ratio + step) ** 2) / 3)
-    slope = (moved - value) / step
-    assert compared.score.error == pytest.approx(slope * row.error, rel=1e-4)
+def test_repeated_quantities_have_an_interval_and_a_verdict() -> None:
+    usual, faster = (
+        with_series(run(), decode_seconds=tuple(factor * x for x in NOISE)) for factor in (1, 0.8)
+    )
+    row = compare(usual, faster).row("decode_rate")
+    assert row.ratio == pytest.approx(1.25)
+    assert row.low is not None
+    assert row.high is not None
+    assert 1.2 < row.low < 1.25 < row.high < 1.3
+    assert row.verdict == "better"
+    assert compare(faster, usual).row("decode_rate").verdict == "worse"
+    assert compare(usual, usual).row("decode_rate").verdict == "inconclusive"
 
 
-def test_a_single_reading_has_no_error() -> None:
+def test_few_repetitions_have_an_interval_and_no_verdict() -> None:
+    few = with_series(run("w8a8"), decode_seconds=NOISE[:4])
+    row = compare(with_series(run(), decode_seconds=tuple(4 * x for x in NOISE)), few)
+    assert row.row("decode_rate").low is not None
+    assert row.row("decode_rate").verdict == "inconclusive"
+    assert row.score.verdict == "inconclusive"
+
+
+def test_what_was_read_once_has_no_interval_and_what_was_counted_needs_none() -> None:
     compared = compare(run(), run("w8a8"))
-    assert compared.row("load_seconds").error is None
-    assert compared.row("bundle_bytes").error is None
+    for key in ("load_seconds", "peak_memory", "memory.decode.cpu_peak_rss"):
+        row = compared.row(key)
+        assert (row.low, row.high, row.verdict, row.exact) == (None, None, None, False)
+    sizes = {key: compared.row(key) for key in ("bundle_bytes", "weights_bytes", SIZE)}
+    assert {row.verdict for row in sizes.values()} == {"better"}
+    assert {row.exact for row in sizes.values()} == {True}
+    assert compare(run(), run()).row("bundle_bytes").verdict == "same"
     once = with_series(run("w8a8"), decode_seconds=(2.0,))
-    assert compare(run(), once).score.error is None
+    assert compare(run(), once).score.low is None
+
+
+def test_the_scores_interval_is_of_the_same_draws() -> None:
+    usual, faster = (
+        with_series(run(), decode_seconds=tuple(factor * x for x in NOISE)) for factor in (1, 0.8)
+    )
+    compared = compare(usual, faster)
+    row, score = compared.row("decode_rate"), compared.score
+    size = compared.row(SIZE).ratio or 0
+    for rate, end in ((row.low, score.low), (row.high, score.high)):
+        assert rate is not None
+        # Nothing else was repeated: where the rate's draws end, the score's do.
+        assert end == pytest.approx(100 * math.sqrt((size**2 + 1 + rate**2) / 3), rel=1e-4)
+    assert score.verdict == "better"
+
+
+# --- several runs of one artifact
+
+
+def slower(base: Run, factor: float) -> Run:
+    return with_series(base, decode_seconds=tuple(factor * x for x in NOISE))
+
+
+def test_runs_that_disagree_widen_the_interval() -> None:
+    usual = slower(run(), 1.0)
+    once = compare(usual, slower(run("w8a8"), 0.9)).row("decode_rate")
+    twice = compare(usual, side(slower(run("w8a8"), 0.9), slower(run("w8a8"), 1.1)))
+    row = twice.row("decode_rate")
+    assert once.verdict == "better"
+    assert row.verdict == "inconclusive"
+    assert row.candidate is not None
+    assert row.candidate.between == pytest.approx(32 / 0.9 - 32 / 1.1, rel=0.02)
+    assert once.candidate is not None
+    assert once.candidate.between is None
+    # Read once a run, and in two runs: the median, and what lies between.
+    assert twice.row("peak_memory").candidate == Value(800_000_000, None, 0)
+
+
+def test_only_runs_of_one_artifact_and_machine_count_as_one_side() -> None:
+    for other in (
+        run("w4a8"),
+        run(device=Device("Jetson Orin Nano", "jetson", {})),
+        run(environment={**run().environment, "onnxruntime": "1.19.2"}),
+        run(workload=dataclasses.replace(run().workload, threads=1)),
+        run(origin="projected"),
+    ):
+        with pytest.raises(UsageError, match="must be of one artifact, machine and workload"):
+            side(run(), other)
+    assert side(run(), run(created="later")) == Side((run(), run(created="later")))
 
 
 def test_unlike_kinds_of_memory_are_never_compared() -> None:
@@ -158,7 +242,7 @@ def test_unlike_kinds_of_memory_are_never_compared() -> None:
     for row in memory:
         assert (row.baseline is None) != (row.candidate is None)
         assert row.ratio is None
-        assert row.error is None
+        assert row.low is None
         assert row.reason
     assert compared.row("peak_memory").ratio is None
     assert "baseline: cpu_peak_rss; candidate: gpu_process_peak" in compared.refusals[-1]
@@ -169,7 +253,7 @@ def test_unlike_kinds_of_memory_are_never_compared() -> None:
 def test_a_peak_in_unlike_phases_is_not_shared() -> None:
     first = run(memory={"prefill": {"cpu_peak_rss": 5}})
     second = run(memory={"decode": {"cpu_peak_rss": 5}})
-    assert scored_memory(first, second) == (None, ())
+    assert scored_memory(side(first), side(second)) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -185,7 +269,7 @@ def test_scored_kind_is_a_peak_and_the_accelerators_first(
     kinds: tuple[str, ...], scored: str | None
 ) -> None:
     measured = run(memory={p: dict.fromkeys(kinds, 7) for p in ("prefill", "decode")})
-    assert scored_memory(measured, measured)[0] == scored
+    assert scored_memory(side(measured), side(measured))[0] == scored
 
 
 def test_zero_bytes_make_no_ratio() -> None:
@@ -225,7 +309,7 @@ def test_paper_convention_without_counts_has_no_score() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"prompt_tokens": 512}, {"new_tokens": 65}])
-def test_another_workload_is_refused(changed: dict[str, int]) -> None:
+def test_another_workload_is_refused(changed: dict[str, Any]) -> None:
     other = run("w8a8", workload=dataclasses.replace(run().workload, **changed))
     with pytest.raises(SlmqError, match=r"not the same workload: .* profile both") as caught:
         compare(run(), other)
@@ -275,6 +359,7 @@ def test_other_devices_are_labelled_wherever_the_machine_counts() -> None:
     labels = {row.key: row.across for row in compared.rows}
     assert labels.pop("bundle_bytes") is None
     assert labels.pop("weights_bytes") is None
+    assert labels.pop(SIZE) is None
     assert set(labels.values()) == {label}
 
 
@@ -298,8 +383,8 @@ def runs(draw: st.DrawFn) -> Run:
 @given(runs(), st.sampled_from(["measured", "paper"]))
 def test_a_run_is_as_good_as_itself(base: Run, convention: Any) -> None:
     compared = compare(base, base, convention)
-    assert compared.score.value == pytest.approx(100.0, rel=1e-12)
-    assert all(row.ratio == 1.0 for row in compared.rows)
+    assert compared.score.value == pytest.approx(compared.score.reference, rel=1e-12)
+    assert all(row.ratio == 1.0 for row in compared.rows if row.key != SIZE)
 
 
 @given(runs(), runs(), st.sampled_from(["measured", "paper"]))
@@ -309,10 +394,11 @@ def test_swapping_the_sides_inverts_every_ratio(first: Run, second: Run, convent
         assert there.key == here.key
         assert there.ratio is not None
         assert here.ratio is not None
+        if there.key == SIZE:  # of each side's own model
+            continue
         assert there.ratio * here.ratio == pytest.approx(1.0, rel=1e-9)
-        if there.error is not None and here.error is not None:
-            relative = there.error / there.ratio
-            assert relative == pytest.approx(here.error / here.ratio, rel=1e-9)
+        if there.low is not None:
+            assert there.low * (here.high or 0) == pytest.approx(1.0, rel=1e-9)
 
 
 # The verb, alone on a small app.
@@ -346,7 +432,8 @@ def test_cli_json_has_one_line_for_every_candidate(files: tuple[Path, Path]) -> 
     result = invoke("-b", files[0], "-c", files[1], "-c", files[0], "--json")
     documents = [json.loads(line) for line in result.stdout.splitlines()]
     assert [d["candidate"]["artifact"]["scheme_ran"] for d in documents] == ["w8a8", "fp32"]
-    assert documents[1]["slmq_infer"]["value"] == 100.0
+    scores = documents[1]["slmq_infer"]
+    assert scores["value"] == scores["reference"]
 
 
 def test_cli_writes_a_file_once(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -54,25 +54,30 @@ both: model SmolLM-135M; KV cache float32; lm_head float; runtime ort 1.23.0; de
       (cpu); numbers are measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new
       tokens 64; batch 1
 
-quantity                                baseline           candidate  times better
-size on disk *                            540 MB              225 MB          2.40
-weights                                   538 MB              220 MB          2.45
-load                                      500 ms              500 ms          1.00
-prefill, 128 tokens           64.0 tok/s ± 0.0 %   128 tok/s ± 0.0 %   2.00 ± 0.00
-time to first token               2.00 s ± 0.0 %      1.00 s ± 0.0 %   2.00 ± 0.00
-decode, 64 tokens *           16.0 tok/s ± 0.0 %  32.0 tok/s ± 6.1 %   2.00 ± 0.12
-prefill: cpu_peak_rss                     800 MB              400 MB          2.00
-prefill: cpu_rss_anon                     200 MB                 n/a       n/a [1]
-decode: cpu_peak_rss                      700 MB              300 MB          2.33
-decode: cpu_rss_anon                      200 MB                 n/a       n/a [1]
-peak memory (cpu_peak_rss) *              800 MB              400 MB          2.00
+quantity                        baseline   candidate  times better          95 %       verdict
+size on disk                      540 MB      225 MB          2.40                      better
+weights                           538 MB      220 MB          2.45                      better
+weights, of float16's *           269 MB      220 MB      1.22 [1]                      better
+load                              500 ms      500 ms          1.00                 no interval
+prefill, 128 tokens           64.0 tok/s   128 tok/s          2.00  2.00 to 2.00  inconclusive
+time to first token               2.00 s      1.00 s          2.00  2.00 to 2.00  inconclusive
+decode, 64 tokens *           16.0 tok/s  32.0 tok/s          2.00  1.86 to 2.11  inconclusive
+prefill: cpu_peak_rss             800 MB      400 MB          2.00                 no interval
+prefill: cpu_rss_anon             200 MB         n/a       n/a [2]
+decode: cpu_peak_rss              700 MB      300 MB          2.33                 no interval
+decode: cpu_rss_anon              200 MB         n/a       n/a [2]
+peak memory (cpu_peak_rss) *      800 MB      400 MB          2.00                 no interval
 
-SLMQ_infer 214.2 ± 3.8
-* enters SLMQ_infer: 100 times the root mean square of the three ratios; the baseline has 100;
-its memory is the largest cpu_peak_rss over prefill and decode.
-± is the interquartile range; of ratios, both sides' in quadrature.
+SLMQ_infer 177.9 (95 %: 172.8 to 181.9) against the baseline's own 86.6: inconclusive
+* enters SLMQ_infer: 100 times the root mean square of the three ratios; its memory is the
+largest cpu_peak_rss over prefill and decode.
+95 %: of 10,000 draws with replacement of each run's repetitions, and of runs where there are
+several. Repetitions of one run know nothing of what another start of the machine or the
+process would give. inconclusive: the interval holds 1, there are fewer than 5 readings, or a
+run says that its repetitions drifted.
 
-[1] the candidate does not have it, and unlike kinds are never compared
+[1] held against the candidate's model in float16, 2 bytes a parameter
+[2] the candidate does not have it, and unlike kinds are never compared
 
 ! baseline and candidate: 3 repetitions say little
 """
@@ -97,14 +102,14 @@ both: model SmolLM-135M; KV cache float32; lm_head float; runtime ort 1.23.0; de
       (cpu); numbers are measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new
       tokens 64; batch 1
 
-quantity                        baseline  candidate  times better
-parameters, as size *              135 M      135 M          1.00
-MACs of 128 tokens, as speed *    17.2 G     3.62 G          4.75
-peak memory (cpu_peak_rss) *      800 MB     800 MB          1.00
+quantity                        baseline  candidate  times better  95 %      verdict
+parameters, as size *              135 M      135 M          1.00               same
+MACs of 128 tokens, as speed *    17.2 G     3.62 G          4.75             better
+peak memory (cpu_peak_rss) *      800 MB     800 MB          1.00        no interval
 
-SLMQ_infer (the paper's convention) 286.1
-* enters SLMQ_infer: 100 times the root mean square of the three ratios; the baseline has 100;
-its memory is the largest cpu_peak_rss over prefill and decode.
+SLMQ_infer (the paper's convention) 286.1 against the baseline's own 100.0
+* enters SLMQ_infer: 100 times the root mean square of the three ratios; its memory is the
+largest cpu_peak_rss over prefill and decode.
 """
 
 MARKDOWN = r"""
@@ -126,27 +131,32 @@ Both: model SmolLM-135M; KV cache float32; lm_head float; runtime ort 1.23.0; de
 (cpu); numbers are measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new
 tokens 64; batch 1.
 
-| quantity | baseline | candidate | times better |
-|---|---:|---:|---:|
-| size on disk \* | 540 MB | 225 MB | 2.40 |
-| weights | 538 MB | 220 MB | 2.45 |
-| load | 500 ms | 500 ms | 1.00 |
-| prefill, 128 tokens | 64.0 tok/s ± 0.0 % | 128 tok/s ± 0.0 % | 2.00 ± 0.00 |
-| time to first token | 2.00 s ± 0.0 % | 1.00 s ± 0.0 % | 2.00 ± 0.00 |
-| decode, 64 tokens \* | 16.0 tok/s ± 0.0 % | 32.0 tok/s ± 6.1 % | 2.00 ± 0.12 |
-| prefill: cpu_peak_rss | 800 MB | 400 MB | 2.00 |
-| prefill: cpu_rss_anon | 200 MB | n/a | n/a [1] |
-| decode: cpu_peak_rss | 700 MB | 300 MB | 2.33 |
-| decode: cpu_rss_anon | 200 MB | n/a | n/a [1] |
-| peak memory (cpu_peak_rss) \* | 800 MB | 400 MB | 2.00 |
+| quantity | baseline | candidate | times better | 95 % | verdict |
+|---|---:|---:|---:|---:|---:|
+| size on disk | 540 MB | 225 MB | 2.40 |  | better |
+| weights | 538 MB | 220 MB | 2.45 |  | better |
+| weights, of float16's \* | 269 MB | 220 MB | 1.22 [1] |  | better |
+| load | 500 ms | 500 ms | 1.00 |  | no interval |
+| prefill, 128 tokens | 64.0 tok/s | 128 tok/s | 2.00 | 2.00 to 2.00 | inconclusive |
+| time to first token | 2.00 s | 1.00 s | 2.00 | 2.00 to 2.00 | inconclusive |
+| decode, 64 tokens \* | 16.0 tok/s | 32.0 tok/s | 2.00 | 1.86 to 2.11 | inconclusive |
+| prefill: cpu_peak_rss | 800 MB | 400 MB | 2.00 |  | no interval |
+| prefill: cpu_rss_anon | 200 MB | n/a | n/a [2] |  |  |
+| decode: cpu_peak_rss | 700 MB | 300 MB | 2.33 |  | no interval |
+| decode: cpu_rss_anon | 200 MB | n/a | n/a [2] |  |  |
+| peak memory (cpu_peak_rss) \* | 800 MB | 400 MB | 2.00 |  | no interval |
 
-**SLMQ_infer 214.2 ± 3.8**
+**SLMQ_infer 177.9 (95 %: 172.8 to 181.9) against the baseline's own 86.6: inconclusive**
 
-\* enters SLMQ_infer: 100 times the root mean square of the three ratios; the baseline has 100;
-its memory is the largest cpu_peak_rss over prefill and decode.
-± is the interquartile range; of ratios, both sides' in quadrature.
+\* enters SLMQ_infer: 100 times the root mean square of the three ratios; its memory is the
+largest cpu_peak_rss over prefill and decode.
+95 %: of 10,000 draws with replacement of each run's repetitions, and of runs where there are
+several. Repetitions of one run know nothing of what another start of the machine or the
+process would give. inconclusive: the interval holds 1, there are fewer than 5 readings, or a
+run says that its repetitions drifted.
 
-1. the candidate does not have it, and unlike kinds are never compared
+1. held against the candidate's model in float16, 2 bytes a parameter
+2. the candidate does not have it, and unlike kinds are never compared
 
 - baseline and candidate: 3 repetitions say little
 """
@@ -192,9 +202,9 @@ def test_ratios_across_devices_carry_a_footnote() -> None:
     lines = terminal(across()).splitlines()
     decode = next(line for line in lines if line.startswith("decode, 64 tokens"))
     size = next(line for line in lines if line.startswith("size on disk"))
-    assert decode.endswith("2.00 ± 0.00 [1]")
-    assert size.endswith("2.40")
-    assert "[1] across devices: workbench (cpu) against Jetson Orin Nano (jetson)" in lines
+    assert "  2.00 [2]  2.00 to 2.00" in decode
+    assert size.split()[-2:] == ["2.40", "better"]
+    assert "[2] across devices: workbench (cpu) against Jetson Orin Nano (jetson)" in lines
 
 
 def test_terminal_keeps_to_its_width() -> None:
@@ -214,13 +224,17 @@ def test_json_keeps_full_precision_and_says_what_it_is() -> None:
     comparison = usual()
     document = to_json(comparison)
     assert json.loads(render([comparison], "json")) == json.loads(json.dumps(document))
-    assert (document["format"], document["version"]) == ("slmq-edge-comparison", 1)
+    assert (document["format"], document["version"]) == ("slmq-edge-comparison", 2)
     assert document["slmq_infer"]["value"] == comparison.score.value
     rows = {row["key"]: row for row in document["rows"]}
     assert rows["decode_rate"]["ratio"] == comparison.row("decode_rate").ratio
-    assert rows["bundle_bytes"]["candidate"] == {"median": 225_000_000, "spread": None}
+    assert rows["bundle_bytes"]["candidate"] == {
+        "median": 225_000_000,
+        "spread": None,
+        "between": None,
+    }
     assert document["baseline"]["artifact"]["scheme_ran"] == "fp32"
-    assert document["candidate"]["caveats"][0]["code"] == "few-repetitions"
+    assert document["candidate"]["runs"][0]["caveats"][0]["code"] == "few-repetitions"
 
 
 def test_several_comparisons_are_several_blocks() -> None:

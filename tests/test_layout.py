@@ -67,6 +67,7 @@ def test_nothing_imports_a_bare_shelf() -> None:
         ["--help"],
         ["export", "--help"],
         ["analyze", "--help"],
+        ["distributions", "--help"],
         ["generate", "--help"],
         ["inspect", "--help"],
         ["lint", "--help"],

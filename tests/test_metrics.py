@@ -1,7 +1,7 @@
 """The scores against the paper's Tables 1 to 4, and against what they promise.
 
-``data/slmquant_tables.json`` holds every cell of the tables that we have, each row with its
-source. Of the 24 scored rows NONE has all its inputs there: the accuracies and perplexities of
+``slmq_edge/study/slmquant_tables.json`` holds every cell of the tables that we have, each row with
+its source. Of the 24 scored rows NONE has all its inputs there: the accuracies and perplexities of
 the quantized models (Tables 1, 2, but for two perplexities), the GPU memory (Table 3) and 8 of
 12 memories and times (Table 4) are missing, and null. For Tables 1 and 2 the tests therefore
 compare only the printed with the recomputed scores. What is tested of the formulas is
@@ -31,6 +31,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slmq_edge import study
 from slmq_edge.metrics import (
     PAPER_TOKENS,
     Cost,
@@ -44,7 +45,7 @@ from slmq_edge.metrics import (
     slmq_quant,
 )
 
-TABLES = json.loads((Path(__file__).parent / "data" / "slmquant_tables.json").read_text())
+TABLES = json.loads((Path(study.__file__).parent / "slmquant_tables.json").read_text())
 TASKS = tuple(field.name for field in fields(Scores))
 LESS_IS_BETTER = {"wikitext2_perplexity", "memory", "size", "macs", "time"}
 CAPPED = ("Qwen2.5-0.5B", "SpinQuant", "W8A8", 2)

@@ -378,7 +378,7 @@ def test_only_missing_repetitions_are_taken() -> None:
         {"prompt_tokens": toy_graph.CONTEXT},
     ],
 )
-def test_impossible_workloads_are_refused(bundle: Path, wrong: dict[str, int]) -> None:
+def test_impossible_workloads_are_refused(bundle: Path, wrong: dict[str, Any]) -> None:
     work = Workload(4, 4, 1, 0, 1)._replace(**wrong)
     with pytest.raises(UsageError):
         measure.check_workload(work, manifest.read_bundle(bundle))

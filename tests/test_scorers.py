@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -430,9 +431,10 @@ def test_ctrl_c_leaves_a_board_at_work(toy: Path, home: Path, tmp_path: Path) ->
     assert "goes on by itself" in first.notes()
     with Remote(local(home)) as machine:
         found = on_board(machine, toy, tmp_path / "kept", second).score(LONG, silent)
-    assert "going on" in second.notes()
-    assert "sequences are here already" in second.notes()
-    assert len(first.of("begin") + second.of("begin")) == 1
+    # It may have ended before it was asked for again.
+    assert re.search("following the job|are there already", second.notes())
+    both = [*first.scored(), *second.scored()]
+    assert both == sorted(set(both))
     assert len(found) == len(LONG)
 
 

@@ -164,7 +164,7 @@ def test_an_interrupted_run_is_resumed_on_the_same_engine(bundle: Path) -> None:
     toy_trt.write_engine(bundle, bundle.parent / "other", built_at=1.0)
     other = json.loads(json.dumps(dict(kept[0]["environment"])))
     here = environment.capture(of_runtime={**other, "engine": "another"})
-    asked = kept[0]["bundle_sha256"], long._asdict(), False, environment.identity(here)
+    asked = kept[0]["bundle_sha256"], long.asked(), False, environment.identity(here)
     assert "(engine)" in str(resume.other(kept, *asked))
 
 
@@ -367,3 +367,17 @@ def test_text_is_cut_to_what_the_engine_holds(bundle: Path) -> None:
         f"--max-new-tokens 200 is cut to {toy_trt.ROOM - 2}: the context holds 130" in done.stderr
     )
     assert len(done.stdout.split()) == toy_trt.ROOM - 2
+
+
+def test_the_papers_pass_is_one_of_an_engine_that_takes_it_whole(bundle: Path) -> None:
+    """Logits of as many positions as were built for; a prompt in pieces is refused."""
+    paper = WORK._replace(prompt_tokens=128, new_tokens=2, protocol="paper")
+    output = bundle.parent / "run.json"
+    with pytest.raises(UsageError, match=r"engine takes 6 at once; .*--prompt 128"):
+        inference.profile(bundle, paper, output, Listener())
+    shutil.rmtree(bundle / "engines")
+    whole = [toy_trt.profile((1, 128), (1, toy_trt.KEPT)), toy_trt.PROFILES[1]]
+    toy_trt.write_engine(bundle, profiles=whole)
+    run = inference.profile(bundle, paper, output, Listener())
+    assert run.environment["forward_logits"] == toy_trt.KEPT
+    assert len(run.series["forward_seconds"].values) == 100

@@ -11,11 +11,16 @@ SLOW_FIRST = 1.2  # times the median of the others
 UNSTABLE = 0.10  # interquartile range over median
 FEWEST_REPETITIONS = 5
 TIMED = ("prefill_seconds", "decode_seconds")
+PASSES = "forward_seconds"  # of a protocol; not every run has one
 UNSTEADY = "unsteady_"  # before the name of a series that was taken again
 
 
+def _timed(seen: Evidence) -> tuple[str, ...]:
+    return (*TIMED, PASSES) if PASSES in seen.series else TIMED
+
+
 def slow_first_repetition(seen: Evidence) -> Caveat | None:
-    for name in TIMED:
+    for name in _timed(seen):
         values = seen.series[name].values
         if len(values) < 3:
             continue
@@ -31,7 +36,7 @@ def slow_first_repetition(seen: Evidence) -> Caveat | None:
 
 
 def unstable_repetitions(seen: Evidence) -> Caveat | None:
-    for name in TIMED:
+    for name in _timed(seen):
         series = seen.series[name]
         share = series.spread / series.median
         if share > UNSTABLE:
@@ -46,7 +51,7 @@ def unstable_repetitions(seen: Evidence) -> Caveat | None:
 
 def inconclusive(seen: Evidence) -> Caveat | None:
     """The last repetitions are not like the first, even after all were taken anew."""
-    found = {name: stability.drift(seen.series[name].values) for name in TIMED}
+    found = {name: stability.drift(seen.series[name].values) for name in _timed(seen)}
     changes = {name: change for name, change in found.items() if change is not None}
     if not changes:
         return None

@@ -70,6 +70,7 @@ def analyze(
     from slmq_edge.files import check_output, write_text_atomically
     from slmq_edge.reports import analyze as reports
     from slmq_edge.reports.analyze_plot import svg
+    from slmq_edge.reports.plots import as_file
 
     if format not in reports.WRITERS:
         raise UsageError(unknown("format", format, tuple(reports.WRITERS)))
@@ -94,5 +95,5 @@ def analyze(
         write_text_atomically(output, text, force)
         typer.echo(f"written: {output}", err=True)
     if plot is not None:
-        write_text_atomically(plot, svg(found), force)
+        write_text_atomically(plot, as_file(svg(found)), force)
         typer.echo(f"written: {plot}", err=True)

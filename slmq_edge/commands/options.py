@@ -58,7 +58,7 @@ _WORD_HELP = {
 MAKING: dict[str, Any] = {
     "method": _option(
         str | None, "--method", "-m",
-        help=f"{_one_of(*METHODS)[:-1]}; default: {DEFAULT_METHOD}.",
+        help=f"{_one_of(*METHODS)[:-1]}; default: {DEFAULT_METHOD}, of analyze none.",
     ),
     "scheme": _option(
         str | None, "--scheme", "-s",

@@ -38,6 +38,16 @@ def profile(
             help="Default: NAME-run.json in this folder; of an inventory, NAME-BOARD-run.json.",
         ),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="paper: also time what the SLMQuant paper times."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Read the prompt from this text. Default: the golden prompts."
+        ),
+    ] = None,
     device: Where = "local",
     warmups: Annotated[int, typer.Option(min=0, help="Rounds before the first counts.")] = 2,
     threads: Annotated[
@@ -101,6 +111,11 @@ def profile(
     command takes only the repetitions that are missing. Where the last are not like the first,
     all are taken once more, after a pause; if that does not help, the run says inconclusive.
 
+    --protocol paper also takes Track 2 of the SLMQuant paper: 100 forward passes of 128 tokens
+    of WikiText-2, after 10 to warm up, logits of all positions; from --text where that is given,
+    and of a built-in model from its own world. The prompt then has 128 tokens, and -p may say no
+    other number; -n, -r and --warmups are of the prefill and decoding that are timed as ever.
+
     With --device ssh://..., the bundle is sent to a board (once), checked and measured there by
     the same code, and the run comes home. The board needs ssh, Python 3.8 and onnxruntime, and
     nothing of ours. The job goes on without the link: the same command follows it, after
@@ -116,6 +131,7 @@ def profile(
     Examples:
       slmq-edge profile smollm-w8a8
       slmq-edge profile smollm-w8a8 -p 512 -n 128 -r 20 --threads 4 -o night.json
+      slmq-edge profile smollm-w8a8 --protocol paper --text wikitext-2-test.txt
       slmq-edge profile smollm-w8a8 --json | jq .series.decode_seconds.values
       slmq-edge profile smollm-w8a8 --device ssh://me@orin.local
       slmq-edge profile smollm-w8a8 --device boards.toml
@@ -161,14 +177,28 @@ def profile(
         force,
         reconnect_limit * 60,
         deadline * 3600,
+        protocol,
     )
     admit(asked)
+    if protocol is not None or text is not None:
+        asked = _with_text(asked, text)
     if several:
         _measure_all(where, asked, outputs, as_json)
         return
     run = _measure_one(where[0], asked, outputs[where[0].name])
     _print(run, as_json)
     typer.echo(f"written: {outputs[where[0].name]}", err=True)
+
+
+def _with_text(asked: Asked, file: Path | None) -> Asked:
+    import dataclasses
+
+    from slmq_edge.files import existing_bundle
+    from slmq_edge.tracks.reading import reading
+
+    prompt_tokens, *_ = asked.counts
+    found = reading(asked.bundle, existing_bundle(asked.bundle), prompt_tokens, file)
+    return dataclasses.replace(asked, text=found)
 
 
 def _measure_one(target: Target, asked: Asked, output: Path) -> Run:

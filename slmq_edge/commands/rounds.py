@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slmq_edge.reports.format import bytes_text
+from slmq_edge.runner.journal import TIMED
 
 Event = Mapping[str, Any]
+
+WARMING = ("warmup", "forward_warmup")
 
 STAGES: dict[str, Callable[[Event], str]] = {  # event -> what is being done from then on
     "device": lambda event: "verifying files",
@@ -19,6 +22,8 @@ STAGES: dict[str, Callable[[Event], str]] = {  # event -> what is being done fro
     "warmup": lambda event: "warming up",
     "repetition": lambda event: f"repetition {event['index'] + 1}",
     "again": lambda event: "not steady: once more",
+    "forward_warmup": lambda event: "forward pass, warming up",
+    "forward": lambda event: f"forward pass {event['index'] + 1}",
     "power": lambda event: f"power, {event['phase']}",
     "failed": lambda event: "failed",
     "end": lambda event: "done",
@@ -81,7 +86,7 @@ class Rounds:
     def _tell(self, name: str, kind: str, text: str) -> None:
         """A line where something new begins."""
         tenth = max(self._rounds // 10, 1)
-        if kind == "failed" or (kind == "repetition" and self._taken[name] % tenth):
+        if kind == "failed" or (kind in TIMED and self._taken[name] % tenth):
             return
         if text != self._said[name]:
             self._said[name] = text
@@ -93,9 +98,9 @@ class Rounds:
             self._warmed[name] = 0
         if kind == "again":
             self._taken[name] = 0
-        self._warmed[name] += kind == "warmup"
+        self._warmed[name] += kind in WARMING
         counted = kind in ("note", "kept")
-        self._taken[name] += event.get("done", 0) if counted else kind == "repetition"
+        self._taken[name] += event.get("done", 0) if counted else kind in TIMED
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""

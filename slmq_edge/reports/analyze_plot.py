@@ -1,4 +1,4 @@
-"""A sensitivity analysis as one SVG: needs nothing else, and is read in light and in dark. Pure.
+"""A sensitivity analysis as one SVG. Pure.
 
 Above, the damage of every part alone, a column for each block; below it, that of whole blocks; at
 the bottom, what the parts of a kind come to. A title on each mark has the figures.
@@ -7,8 +7,7 @@ the bottom, what the parts of a kind come to. A title on each mark has the figur
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from slmq_edge.reports.analyze import (
@@ -21,6 +20,8 @@ from slmq_edge.reports.analyze import (
     short,
 )
 from slmq_edge.reports.format import share_text
+from slmq_edge.reports.plots.axes import steps
+from slmq_edge.reports.plots.svg import box, drawing, line, mark, text
 
 if TYPE_CHECKING:
     from slmq_edge.analysis.damage import Damage
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from slmq_edge.analysis.sensitivity import Analysis
 
 WIDTH, MARGIN, LABELS = 960, 24, 150
+# In px; below, its small type would be none.
+NARROWEST = 820
 INSIDE = WIDTH - MARGIN - LABELS
 ROW, GAP, BARS = 26, 46, 170
 # Shades span so many powers of ten below the worst part.
@@ -35,52 +38,29 @@ DECADES = 3
 FAINTEST = 0.06
 # Cells as wide as this have their figure in them.
 WRITABLE = 64
-STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2330; --soft: #5b6675;
-  --line: #d7dce3; --both: #b3261e; --weights: #2f6fb3; --activations: #b07a10; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14181f; --ink: #e6eaf0; --soft: #9aa6b5;
-  --line: #333b47; --both: #ff8a7a; --weights: #7db4ee; --activations: #e8b54a; } }
-text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: var(--ink); }
-.title { font-size: 17px; font-weight: 600; } .head { font-weight: 600; }
-.soft { fill: var(--soft); font-size: 12px; } .end { text-anchor: end; }
-.middle { text-anchor: middle; } .on { fill: var(--paper); }
-.mid { fill: #14181f; } .paper { fill: var(--paper); }
-.line { stroke: var(--line); stroke-width: 1; } .cell { stroke: var(--line); stroke-width: 1; }
-.both { fill: var(--both); } .weights { fill: var(--weights); }
-.activations { fill: var(--activations); }
-"""
+# Colours: of all of a part, of its weights, of its inputs.
+COLOURS = {"both": "plot-s2", "weights": "plot-s1", "activations": "plot-s5"}
+CELL = f"plot-cell {COLOURS['both']}"
 
 
 def svg(found: Analysis) -> str:
-    """The whole drawing, as a file that a browser opens and that a page can embed."""
+    """The whole drawing, for a page or for ``plots.as_file``; narrow screens scroll it."""
     drawn: list[str] = []
     y = _heading(found, drawn)
     y = _grid(found, drawn, y + GAP)
     y = _blocks(found, drawn, y + GAP)
     height = _kinds(found, drawn, y + GAP) + MARGIN
-    name = escape(f"Sensitivity of {found.model} to {found.scheme} by {found.method}")
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {_n(height)}" '
-            f'width="{WIDTH}" height="{_n(height)}" style="max-width: 100%; height: auto" '
-            f'role="img" aria-label="{name}">',
-            f"<title>{name}</title>",
-            f"<style>{STYLE}</style>",
-            f'<rect class="paper" width="{WIDTH}" height="{_n(height)}"/>',
-            *drawn,
-            "</svg>",
-            "",
-        ]
-    )
+    name = f"Sensitivity of {found.model} to {found.scheme} by {found.method}"
+    return drawing(name, WIDTH, height, drawn, narrowest=NARROWEST)
 
 
 def _heading(found: Analysis, drawn: list[str]) -> float:
     y = MARGIN + 14.0
     title = f"{found.model}: where {found.scheme} by {found.method} hurts"
-    drawn.append(_text(MARGIN, y, title, "title"))
-    for line in heading(found):
+    drawn.append(text(MARGIN, y, title, "plot-title"))
+    for words in heading(found):
         y += 20
-        drawn.append(_text(MARGIN, y, line, "soft"))
+        drawn.append(text(MARGIN, y, words, "plot-soft"))
     return y
 
 
@@ -89,23 +69,23 @@ def _grid(found: Analysis, drawn: list[str], y: float) -> float:
     placed = [part for part in found.parts if part.layer is not None]
     kinds = [kind for kind in by_kind(found) if any(part.kind == kind for part in placed)]
     worst = max((part.kl for part in placed), default=0.0)
-    drawn.append(_text(MARGIN, y, "Each part rounded alone, by block", "head"))
+    drawn.append(text(MARGIN, y, "Each part rounded alone, by block", "plot-head"))
     _shades(drawn, y, worst)
     y += 12
     wide = INSIDE / max(1, len(found.blocks))
     for row, kind in enumerate(kinds):
         middle = y + ROW * (row + 0.5) + 4
-        drawn.append(_text(LABELS - 10, middle, kind, "end"))
+        drawn.append(text(LABELS - 10, middle, kind, "plot-end"))
     for part in placed:
         left, top = LABELS + wide * (part.layer or 0), y + ROW * kinds.index(part.kind)
         shade = _shade(part.kl, worst)
-        box = _box(left, top, wide, ROW, "cell both", f' fill-opacity="{shade:.3f}"')
+        cell = box(left, top, wide, ROW, CELL, f' fill-opacity="{shade:.3f}"')
         if wide >= WRITABLE:
-            ink = "on" if shade > 0.75 else "mid" if shade > 0.45 else ""
-            box += _text(
-                left + wide / 2, top + ROW / 2 + 4, kl_text(part.kl), f"middle {ink}".strip()
+            ink = "plot-on" if shade > 0.75 else "plot-dark" if shade > 0.45 else ""
+            cell += text(
+                left + wide / 2, top + ROW / 2 + 4, kl_text(part.kl), f"plot-middle {ink}".strip()
             )
-        drawn.append(_told(box, _figures(short(part.name), part.damage)))
+        drawn.append(mark(_figures(short(part.name), part.damage), cell))
     y += ROW * len(kinds)
     _numbers(drawn, found.blocks, y, wide)
     return y + 18
@@ -126,8 +106,8 @@ def _shades(drawn: list[str], y: float, worst: float) -> None:
     for place, kl in enumerate(steps):
         x = left + wide * place
         shade = f' fill-opacity="{_shade(kl, worst):.3f}"'
-        drawn.append(_box(x, y - 11, 14, 14, "cell both", shade))
-        drawn.append(_text(x + 19, y, kl_text(kl), "soft"))
+        drawn.append(box(x, y - 11, 14, 14, CELL, shade))
+        drawn.append(text(x + 19, y, kl_text(kl), "plot-soft"))
 
 
 def _blocks(found: Analysis, drawn: list[str], y: float) -> float:
@@ -135,20 +115,19 @@ def _blocks(found: Analysis, drawn: list[str], y: float) -> float:
     damages: list[Mapping[Any, Damage]] = [block.damage for block in found.blocks]
     kinds = [kind for kind in KINDS if any(kind in damage for damage in damages)]
     top = max((one.kl for damage in damages for one in damage.values()), default=0.0) or 1.0
-    drawn.append(_text(MARGIN, y, "All of a block rounded", "head"))
+    drawn.append(text(MARGIN, y, "All of a block rounded", "plot-head"))
     for place, kind in enumerate(kinds):
         x = WIDTH - MARGIN - 110 * (len(kinds) - place)
         words = {"both": "all", "weights": "weights", "activations": "inputs"}[kind]
-        drawn.append(_box(x, y - 11, 14, 14, kind))
-        drawn.append(_text(x + 19, y, words, "soft"))
+        drawn.append(box(x, y - 11, 14, 14, COLOURS[kind]))
+        drawn.append(text(x + 19, y, words, "plot-soft"))
     y += 16
-    for step in _steps(top):
+    for step in steps(0.0, top, 8):
         height = y + BARS * (1 - step / top)
+        drawn.append(line(LABELS, height, WIDTH - MARGIN, height, "plot-line"))
         drawn.append(
-            f'<line class="line" x1="{LABELS}" x2="{WIDTH - MARGIN}" y1="{_n(height)}" '
-            f'y2="{_n(height)}"/>'
+            text(LABELS - 10, height + 4, kl_text(step) if step else "0", "plot-soft plot-end")
         )
-        drawn.append(_text(LABELS - 10, height + 4, kl_text(step) if step else "0", "soft end"))
     wide = INSIDE / max(1, len(damages))
     bar = min(22.0, 0.8 * wide / max(1, len(kinds)))
     for place, (block, damage) in enumerate(zip(found.blocks, damages, strict=True)):
@@ -157,8 +136,10 @@ def _blocks(found: Analysis, drawn: list[str], y: float) -> float:
             if kind not in damage:
                 continue
             high = BARS * damage[kind].kl / top
-            box = _box(start + bar * number, y + BARS - high, bar - 1, high, kind)
-            drawn.append(_told(box, _figures(f"block {block.layer}", damage)))
+            cell = box(
+                start + bar * number, y + BARS - high, bar - 1, high, f"plot-bar {COLOURS[kind]}"
+            )
+            drawn.append(mark(_figures(f"block {block.layer}", damage), cell))
     _numbers(drawn, found.blocks, y + BARS, wide)
     return y + BARS + 18
 
@@ -167,59 +148,30 @@ def _kinds(found: Analysis, drawn: list[str], y: float) -> float:
     """A bar for each kind of part: its single damages summed over all blocks."""
     totals = by_kind(found)
     top = max(totals.values(), default=0.0) or 1.0
-    drawn.append(_text(MARGIN, y, "Where it comes from: single damages summed", "head"))
+    drawn.append(text(MARGIN, y, "Where it comes from: single damages summed", "plot-head"))
     y += 12
     room = INSIDE - 150
     for row, (kind, kl) in enumerate(totals.items()):
         height = y + ROW * row
         said = f"{kl_text(kl)}, {share_text(share_of_sum(found, kl))}"
-        drawn.append(_text(LABELS - 10, height + 17, kind, "end"))
-        box = _box(LABELS, height + 4, room * kl / top, ROW - 8, "both")
-        drawn.append(_told(box, f"{kind}: {said}"))
-        drawn.append(_text(LABELS + room * kl / top + 8, height + 17, said, "soft"))
+        drawn.append(text(LABELS - 10, height + 17, kind, "plot-end"))
+        cell = box(LABELS, height + 4, room * kl / top, ROW - 8, f"plot-bar {COLOURS['both']}")
+        drawn.append(mark(f"{kind}: {said}", cell))
+        drawn.append(text(LABELS + room * kl / top + 8, height + 17, said, "plot-soft"))
     return y + ROW * len(totals)
-
-
-def _steps(top: float) -> Sequence[float]:
-    """Round numbers from 0 to ``top``: eight at most."""
-    unit = 10.0 ** math.floor(math.log10(top))
-    step = next(
-        unit * share for share in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if top / (unit * share) <= 7
-    )
-    return [step * count for count in range(int(top / step * (1 + 1e-9)) + 1)]
 
 
 def _numbers(drawn: list[str], blocks: Iterable[Part], y: float, wide: float) -> None:
     """Numbers of blocks below their columns, as many as there is room for."""
     listed = list(blocks)
-    drawn.append(_text(LABELS - 10, y + 15, "block", "soft end"))
+    drawn.append(text(LABELS - 10, y + 15, "block", "plot-soft plot-end"))
     every = max(1, math.ceil(24 / wide))
     for place, block in enumerate(listed):
         if place % every == 0:
             at = LABELS + wide * (place + 0.5)
-            drawn.append(_text(at, y + 15, str(block.layer), "soft middle"))
+            drawn.append(text(at, y + 15, str(block.layer), "plot-soft plot-middle"))
 
 
 def _figures(name: str, damage: Mapping[Any, Damage]) -> str:
     told = [f"{KINDS[kind]} {kl_text(one.kl)}" for kind, one in damage.items()]
     return f"{name}: {', '.join(told)} nats; perplexity {change_text(damage['both'])}"
-
-
-def _told(mark: str, title: str) -> str:
-    return f"<g><title>{escape(title)}</title>{mark}</g>"
-
-
-def _box(x: float, y: float, wide: float, high: float, kind: str, more: str = "") -> str:
-    return (
-        f'<rect class="{kind}" x="{_n(x)}" y="{_n(y)}" width="{_n(max(0.0, wide))}" '
-        f'height="{_n(max(0.0, high))}"{more}/>'
-    )
-
-
-def _text(x: float, y: float, words: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{_n(x)}" y="{_n(y)}">{escape(words)}</text>'
-
-
-def _n(value: float) -> str:
-    """A coordinate, to a tenth of a pixel."""
-    return f"{value:.1f}".removesuffix(".0")

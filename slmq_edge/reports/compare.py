@@ -1,4 +1,4 @@
-"""A comparison as text: terminal, Markdown, JSON. Only what varies gets a column.
+"""A comparison as text: terminal, Markdown, CSV, JSON. Only what varies gets a column.
 
 A new format is a function from `Comparison` to text, ending in a newline, and a line in
 `WRITERS`. All say which convention the numbers follow, and all carry every doubt.
@@ -6,15 +6,16 @@ A new format is a function from `Comparison` to text, ending in a newline, and a
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
-import itertools
+import io
 import json
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from slmq_edge.compare import Comparison, Row, Value
+from slmq_edge.compare import Comparison, Row, Score, Value
+from slmq_edge.intervals import COVERED, FEWEST
 from slmq_edge.reports.format import (
     UNKNOWN,
     bytes_text,
@@ -24,20 +25,34 @@ from slmq_edge.reports.format import (
     seconds_text,
     share_text,
 )
+from slmq_edge.reports.tables import WIDTH, aligned, bullets, escaped, filled, piped
 from slmq_edge.results import Run
 from slmq_edge.runner.manifest import TRT
+from slmq_edge.sides import Side
+
+__all__ = ["WIDTH", "WRITERS", "markdown", "render", "terminal", "title", "to_json"]
 
 FORMAT = "slmq-edge-comparison"
-VERSION = 1
-WIDTH = 95  # columns of a terminal
-CELL = 32  # of these, for one cell at most
+VERSION = 2
 
 CONVENTION_LABELS = {
     "measured": "measured tokens/s and bytes",
     "paper": "the paper's convention (parameters as size, MACs as speed): "
     "not a measurement of speed",
 }
-HEADINGS = ("quantity", "baseline", "candidate", "times better")
+INTERVAL = f"{100 * COVERED:.0f} %"
+COLUMNS = (  # of comma-separated values
+    "candidate", "baseline", "convention", "key", "unit", "baseline_median", "candidate_median",
+    "ratio", "low", "high", "verdict", "remarks",
+)  # fmt: skip
+HEADINGS = ("quantity", "baseline", "candidate", "times better", INTERVAL, "verdict")
+NO_INTERVAL = "no interval"
+EXPLANATION = (
+    f"{INTERVAL}: of 10,000 draws with replacement of each run's repetitions, and of runs where "
+    "there are several. Repetitions of one run know nothing of what another start of the machine "
+    "or the process would give. inconclusive: the interval holds 1, there are fewer than "
+    f"{FEWEST} readings, or a run says that its repetitions drifted."
+)
 TEXTS: dict[str, Callable[[float], str]] = {
     "B": bytes_text,
     "s": seconds_text,
@@ -47,24 +62,22 @@ TEXTS: dict[str, Callable[[float], str]] = {
     "MAC": count_text,
 }
 
-Table = Sequence[Sequence[str]]
-
 
 def terminal(comparison: Comparison) -> str:
     """Comparison -> plain text for 95 columns."""
     footnotes = _footnotes(comparison)
     varying, equal = _what_ran(comparison)
-    parts = [_filled(title(comparison))]
-    parts += ["\n".join(_filled(note, "! ") for note in comparison.notes)]
+    parts = [filled(title(comparison))]
+    parts += ["\n".join(filled(note, "! ") for note in comparison.notes)]
     if varying:
-        parts.append(_aligned([("what ran", "baseline", "candidate"), *varying]))
+        parts.append(aligned([("what ran", "baseline", "candidate"), *varying], texts=3))
     if equal:
         listed = "; ".join(f"{name} {text}" for name, text in equal)
-        parts.append(_filled(listed, "both: "))
-    parts.append(_aligned([HEADINGS, *_cells(comparison, footnotes)], right=True))
-    parts.append("\n".join(_filled(line) for line in _score_lines(comparison)))
-    parts.append("\n".join(_filled(text, f"[{n}] ") for text, n in footnotes.items()))
-    parts.append("\n".join(_filled(line, "! ") for line in _caveats(comparison)))
+        parts.append(filled(listed, "both: "))
+    parts.append(aligned([HEADINGS, *_cells(comparison, footnotes)], texts=1))
+    parts.append("\n".join(filled(line) for line in _score_lines(comparison)))
+    parts.append("\n".join(filled(text, f"[{n}] ") for text, n in footnotes.items()))
+    parts.append("\n".join(filled(line, "! ") for line in _caveats(comparison)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -72,19 +85,19 @@ def markdown(comparison: Comparison) -> str:
     """Comparison -> a section of GitHub's Markdown."""
     footnotes = _footnotes(comparison)
     varying, equal = _what_ran(comparison)
-    parts = [f"### {_escaped(title(comparison))}"]
-    parts.append(_bullets(f"**{note}**" for note in map(_escaped, comparison.notes)))
+    parts = [f"### {escaped(title(comparison))}"]
+    parts.append(bullets(f"**{note}**" for note in map(escaped, comparison.notes)))
     if varying:
-        parts.append(_piped([("what ran", "baseline", "candidate"), *varying], "---|---|---"))
+        parts.append(piped([("what ran", "baseline", "candidate"), *varying], texts=3))
     if equal:
         listed = "; ".join(f"{name} {text}" for name, text in equal)
-        parts.append(_filled(_escaped(f"Both: {listed}.")))
+        parts.append(filled(escaped(f"Both: {listed}.")))
     cells = [HEADINGS, *_cells(comparison, footnotes)]
-    parts.append(_piped(cells, "---|---:|---:|---:"))
-    first, *others = map(_escaped, _score_lines(comparison))
-    parts += [f"**{first}**", "\n".join(map(_filled, others))]
-    parts.append("\n".join(f"{n}. {_escaped(text)}" for text, n in footnotes.items()))
-    parts.append(_bullets(map(_escaped, _caveats(comparison))))
+    parts.append(piped(cells, texts=1))
+    first, *others = map(escaped, _score_lines(comparison))
+    parts += [f"**{first}**", "\n".join(map(filled, others))]
+    parts.append("\n".join(f"{n}. {escaped(text)}" for text, n in footnotes.items()))
+    parts.append(bullets(map(escaped, _caveats(comparison))))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -96,7 +109,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "version": VERSION,
         "convention": comparison.convention,
         "convention_label": CONVENTION_LABELS[comparison.convention],
-        **{role: _side_json(run) for role, run in sides.items()},
+        **{role: _side_json(side) for role, side in sides.items()},
         "rows": [dataclasses.asdict(row) for row in comparison.rows],
         "slmq_infer": dataclasses.asdict(comparison.score),
         "notes": list(comparison.notes),
@@ -109,23 +122,54 @@ def json_line(comparison: Comparison) -> str:
     return json.dumps(to_json(comparison), allow_nan=False) + "\n"
 
 
+def comma_separated(comparison: Comparison) -> str:
+    """One line a row, numbers in SI units at full precision; the score's is the last.
+
+    Behind the score: the convention's label, what differs, and all doubts.
+    """
+    names = [short_name(one.run) for one in (comparison.candidate, comparison.baseline)]
+    score = comparison.score
+    lines = [
+        (row.key, row.unit, *(one and one.median for one in (row.baseline, row.candidate)),
+         row.ratio, row.low, row.high, row.verdict, "; ".join(_remarks(row)))
+        for row in comparison.rows
+    ]  # fmt: skip
+    remarks = [
+        CONVENTION_LABELS[comparison.convention],
+        *([score.reason] if score.reason else []),
+        *comparison.notes,
+        *_caveats(comparison),
+    ]
+    lines.append(
+        ("slmq_infer", "", score.reference, score.value, None, score.low, score.high,
+         score.verdict, "; ".join(remarks))
+    )  # fmt: skip
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([(*names, comparison.convention, *line) for line in lines])
+    return out.getvalue()
+
+
 WRITERS: dict[str, Callable[[Comparison], str]] = {
     "terminal": terminal,
     "markdown": markdown,
+    "csv": comma_separated,
     "json": json_line,
 }
 
 
 def render(comparisons: Sequence[Comparison], format: str) -> str:
     """All comparisons in one text; ``format`` is a key of `WRITERS`."""
-    between = "" if format == "json" else "\n"
-    return between.join(WRITERS[format](comparison) for comparison in comparisons)
+    between = "" if format in ("csv", "json") else "\n"
+    head = f"{','.join(COLUMNS)}\n" if format == "csv" else ""
+    return head + between.join(WRITERS[format](comparison) for comparison in comparisons)
 
 
 def title(comparison: Comparison) -> str:
-    names = [_short_name(run) for run in (comparison.candidate, comparison.baseline)]
+    runs = comparison.candidate.run, comparison.baseline.run
+    names = [short_name(run) for run in runs]
     if names[0] == names[1]:
-        sides = [_grids(run) for run in (comparison.candidate, comparison.baseline)]
+        sides = [_grids(run) for run in runs]
         differs = [part for part in sides[0] if sides[0][part] != sides[1][part]]
         told = [", ".join(f"{part} {side[part]}" for part in differs) for side in sides]
         names = [
@@ -167,7 +211,7 @@ def _grids(run: Run) -> dict[str, str]:
     }
 
 
-def _short_name(run: Run) -> str:
+def short_name(run: Run) -> str:
     return f"{run.artifact.model} {run.artifact.method} {run.artifact.scheme_ran}"
 
 
@@ -190,7 +234,7 @@ def _what_ran(
     comparison: Comparison,
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
     """The facts that differ, and those that both sides share."""
-    before, after = what_ran(comparison.baseline), what_ran(comparison.candidate)
+    before, after = what_ran(comparison.baseline.run), what_ran(comparison.candidate.run)
     varying = [(k, v, after[k]) for k, v in before.items() if v != after[k]]
     return varying, [(k, v) for k, v in before.items() if v == after[k] != UNKNOWN]
 
@@ -203,7 +247,7 @@ def _footnotes(comparison: Comparison) -> dict[str, int]:
 
 def _remarks(row: Row) -> list[str]:
     across = f"across devices: {row.across}" if row.across else None
-    return [text for text in (row.reason, across) if text]
+    return [text for text in (row.reason, across, row.note) if text]
 
 
 def _cells(comparison: Comparison, footnotes: dict[str, int]) -> list[tuple[str, ...]]:
@@ -211,95 +255,97 @@ def _cells(comparison: Comparison, footnotes: dict[str, int]) -> list[tuple[str,
     for row in comparison.rows:
         marks = "".join(f" [{footnotes[text]}]" for text in _remarks(row))
         scored = " *" if row.key in comparison.score.parts else ""
-        ratio = _plus_minus(row.ratio, row.error) + marks
         before, after = (_value(value, row.unit) for value in (row.baseline, row.candidate))
-        cells.append((row.quantity + scored, before, after, ratio))
+        ratio = UNKNOWN if row.ratio is None else f"{row.ratio:.2f}"
+        cells.append(
+            (
+                row.quantity + scored,
+                before,
+                after,
+                ratio + marks,
+                range_text(row.low, row.high, 2),
+                "" if row.ratio is None else row.verdict or NO_INTERVAL,
+            )
+        )
     return cells
 
 
 def _value(value: Value | None, unit: str) -> str:
-    if value is None:
-        return UNKNOWN
-    text = TEXTS[unit](value.median)
-    if value.spread is None:
+    return UNKNOWN if value is None else TEXTS[unit](value.median)
+
+
+def range_text(low: float | None, high: float | None, decimals: int) -> str:
+    """An interval; nothing where there is none."""
+    return "" if low is None or high is None else f"{low:.{decimals}f} to {high:.{decimals}f}"
+
+
+def score_text(score: Score) -> str:
+    """SLMQ_infer, its interval and what may be said of it."""
+    if score.value is None:
+        return f"{UNKNOWN}: {score.reason}"
+    text = f"{score.value:.1f}"
+    if score.low is not None:
+        text += f" ({INTERVAL}: {range_text(score.low, score.high, 1)})"
+    if score.reference is None:
         return text
-    return f"{text} ± {share_text(value.spread / value.median)}"
-
-
-def _plus_minus(value: float | None, error: float | None, decimals: int = 2) -> str:
-    if value is None:
-        return UNKNOWN
-    text = f"{value:.{decimals}f}"
-    return text if error is None else f"{text} ± {error:.{decimals}f}"
+    said = f": {score.verdict}" if score.verdict else ""
+    return f"{text} against the baseline's own {score.reference:.1f}{said}"
 
 
 def _score_lines(comparison: Comparison) -> list[str]:
     score = comparison.score
-    number = _plus_minus(score.value, score.error, 1)
     label = " (the paper's convention)" if comparison.convention == "paper" else ""
-    why = f": {score.reason}" if score.reason else ""
-    lines = [f"SLMQ_infer{label} {number}{why}"]
+    lines = [f"SLMQ_infer{label} {score_text(score)}"]
     memory = f"; its memory is the {score.memory}" if score.memory else ""
     lines.append(
-        "* enters SLMQ_infer: 100 times the root mean square of the three ratios; "
-        f"the baseline has 100{memory}."
+        f"* enters SLMQ_infer: 100 times the root mean square of the three ratios{memory}."
     )
     if score.across:
         lines.append(f"The score is across devices: {score.across}.")
-    if any(row.error is not None for row in comparison.rows):
-        lines.append("± is the interquartile range; of ratios, both sides' in quadrature.")
+    if any(row.low is not None for row in comparison.rows):
+        lines.append(EXPLANATION)
+    return [*lines, *_runs_lines(comparison)]
+
+
+def _runs_lines(comparison: Comparison) -> list[str]:
+    """Of a side that was measured more than once: what its runs differ by."""
+    lines = []
+    for role in ("baseline", "candidate"):
+        side: Side = getattr(comparison, role)
+        if len(side.runs) < 2:
+            continue
+        spreads = [
+            f"{row.quantity} {share_text(value.between / value.median)} (within one "
+            f"{share_text(value.spread / value.median)})"
+            for row in comparison.rows
+            if (value := getattr(row, role)) is not None
+            and row.unit == "tokens/s"
+            and None not in (value.between, value.spread)
+        ]
+        lines.append(
+            f"{role}: {len(side.runs)} runs; between their medians {', '.join(spreads)}."
+            if spreads
+            else f"{role}: {len(side.runs)} runs."
+        )
     return lines
 
 
 def _caveats(comparison: Comparison) -> list[str]:
     """Both sides' doubts; one that both have is said once."""
     found: dict[str, list[str]] = {}
-    for role, run in (("baseline", comparison.baseline), ("candidate", comparison.candidate)):
-        for caveat in run.caveats:
-            found.setdefault(caveat.advice, []).append(role)
+    for role, side in (("baseline", comparison.baseline), ("candidate", comparison.candidate)):
+        for caveat in (caveat for run in side.runs for caveat in run.caveats):
+            roles = found.setdefault(caveat.advice, [])
+            roles += [role] if role not in roles else []
     return [f"{' and '.join(roles)}: {advice}" for advice, roles in found.items()]
 
 
-def _side_json(run: Run) -> dict[str, Any]:
-    record = dataclasses.asdict(run)
-    kept = ("created", "artifact", "device", "workload", "golden", "origin", "caveats")
-    return {name: record[name] for name in kept}
-
-
-def _aligned(rows: Table, right: bool = False) -> str:
-    """Columns two blanks apart, numbers to the right; a long cell takes several lines."""
-    lines: list[list[str]] = []
-    for row in rows:
-        folded = [textwrap.wrap(cell, CELL) or [""] for cell in row]
-        lines += map(list, itertools.zip_longest(*folded, fillvalue=""))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:>{width}}" if right and column else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _filled(text: str, start: str = "") -> str:
-    indent = " " * len(start)
-    return textwrap.fill(
-        text, WIDTH, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
-    )
-
-
-def _piped(rows: Table, ruler: str) -> str:
-    head, *body = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
-    return "\n".join([head, f"|{ruler}|", *body])
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """Keep a name from ending a cell or starting an emphasis."""
-    for character in "\\|*`<":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+def _side_json(side: Side) -> dict[str, Any]:
+    """What the runs are of; and of each, when it was taken and what is to be doubted."""
+    record = dataclasses.asdict(side.run)
+    kept = ("artifact", "device", "workload", "golden", "origin")
+    runs = [
+        {"created": run.created, "caveats": [dataclasses.asdict(one) for one in run.caveats]}
+        for run in side.runs
+    ]
+    return {**{name: record[name] for name in kept}, "runs": runs}

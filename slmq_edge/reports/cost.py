@@ -1,4 +1,7 @@
-"""Track 3 as text: Table 4 of the SLMQuant paper, of one's own checkpoints. Pure."""
+"""Track 3 as text: Table 4 of the SLMQuant paper, of one's own checkpoints. Pure.
+
+What preparing on a target took is a table of its own below it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,33 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from slmq_edge.reports.format import UNKNOWN, bytes_text, seconds_text
 from slmq_edge.tracks.cost import Row, Table, described
+from slmq_edge.tracks.preparing import Prepared
 
 FORMAT, VERSION = "slmq-edge-cost", 1
+NOT_MEASURED = "not measured"
+QUANTIZING = "quantizing"  # in the CSV's last column, where `preparing` has its words
+PREPARING = "Preparing on the target"
+PREPARED_HEADINGS = (
+    "file",
+    "what",
+    "method",
+    "model",
+    "scheme",
+    "device",
+    "runtime",
+    "peak memory",
+    "time",
+    "energy",
+)
+PREPARED_NOTE = (
+    "Preparing is paid on each device that runs a bundle, and is not scored against quantizing. "
+    "Time of a session: the median of its loads, files in the page cache. Peak memory: the "
+    "process's, in phase load or while it built; what lies on a GPU is not in it."
+)
 HEADINGS = ("checkpoint", "method", "model", "scheme", "peak memory", "time", "SLMQ_quant")
 COLUMNS: dict[str, Callable[[Row], object]] = {
     "method": lambda row: row.method,
@@ -27,6 +51,20 @@ COLUMNS: dict[str, Callable[[Row], object]] = {
     "slmq_quant": lambda row: row.score,
     "reason": lambda row: row.reason,
     "checkpoint": lambda row: row.place,
+    "work": lambda row: QUANTIZING,
+}
+PREPARED_COLUMNS: dict[str, Callable[[Prepared], object]] = {
+    "method": lambda one: one.method,
+    "model": lambda one: one.model,
+    "scheme": lambda one: one.scheme,
+    "device_name": lambda one: one.device,
+    "memory_kind": lambda one: one.memory,
+    "memory_bytes": lambda one: one.memory_bytes,
+    "seconds": lambda one: one.seconds,
+    "energy_joules": lambda one: one.energy_joules,
+    "reason": lambda one: "not scored: paid on the target",
+    "checkpoint": lambda one: one.place,
+    "work": lambda one: one.what,
 }
 EXPLANATION = (
     "SLMQ_quant: 100 times the root mean square of (most memory / memory) and (most time / time), "
@@ -36,28 +74,42 @@ EXPLANATION = (
 
 def terminal(table: Table) -> str:
     """Columns two blanks apart, numbers to the right."""
-    rows = [HEADINGS, *map(_cells, table.rows)]
+    notes = [f"! {note}" for note in table.notes]
+    lines = _aligned([HEADINGS, *map(_cells, table.rows)], words=4)
+    parts = [[*lines, "", *_measured(table), EXPLANATION, *notes]] if table.rows else []
+    if table.prepared:
+        below = _aligned([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], words=7)
+        parts.append([PREPARING, *below, "", PREPARED_NOTE])
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Lines of columns, the first few of words."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return [
         "  ".join(
-            f"{cell:>{width}}" if index > 3 else f"{cell:<{width}}"
+            f"{cell:<{width}}" if index < words else f"{cell:>{width}}"
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    notes = [f"! {note}" for note in table.notes]
-    return "\n".join([*lines, "", *_measured(table), EXPLANATION, *notes]) + "\n"
 
 
 def markdown(table: Table) -> str:
     """GitHub's Markdown."""
-    rows = ["| " + " | ".join(map(_escaped, row)) + " |" for row in map(_cells, table.rows)]
-    head = [
-        "| " + " | ".join(HEADINGS).replace("_", "\\_") + " |",
-        "|---|---|---|---|---:|---:|---:|",
-    ]
     lines = [f"- {_escaped(line)}" for line in (*_measured(table), EXPLANATION, *table.notes)]
-    return "\n".join([*head, *rows, "", *lines]) + "\n"
+    rows = _piped([HEADINGS, *map(_cells, table.rows)], words=4)
+    parts = [[*rows, "", *lines]] if table.rows else []
+    if table.prepared:
+        below = _piped([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], words=7)
+        parts.append([f"**{PREPARING}**", "", *below, "", f"- {_escaped(PREPARED_NOTE)}"])
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _piped(rows: Sequence[Sequence[str]], words: int) -> list[str]:
+    head, *others = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+    ruler = "|" + "|".join("---" if i < words else "---:" for i in range(len(rows[0]))) + "|"
+    return [head, ruler, *others]
 
 
 def comma_separated(table: Table) -> str:
@@ -66,6 +118,9 @@ def comma_separated(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([column(row) for column in COLUMNS.values()] for row in table.rows)
+    for one in table.prepared:
+        known = {name: column(one) for name, column in PREPARED_COLUMNS.items()}
+        writer.writerow([known.get(name) for name in COLUMNS])
     return out.getvalue()
 
 
@@ -92,6 +147,22 @@ def _cells(row: Row) -> tuple[str, ...]:
         bytes_text(row.memory_bytes),
         seconds_text(row.seconds),
         UNKNOWN if row.score is None else f"{row.score:.1f}",
+    )
+
+
+def _prepared_cells(one: Prepared) -> tuple[str, ...]:
+    times = "" if one.times == 1 else f" (of {one.times})"
+    return (
+        one.place,
+        one.what,
+        one.method or UNKNOWN,
+        one.model or UNKNOWN,
+        one.scheme,
+        one.device,
+        one.runtime,
+        bytes_text(one.memory_bytes),
+        f"{seconds_text(one.seconds)}{times}",
+        NOT_MEASURED if one.energy_joules is None else f"{one.energy_joules:.0f} J",
     )
 
 

@@ -10,8 +10,9 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from slmq_edge.errors import SlmqError
+from slmq_edge.limits import Limit
 from slmq_edge.reports.accuracy import aligned, escaped, label, limit_text, piped, value_text
-from slmq_edge.tracks.accuracy.gap import COVERED, Gap, Limit, Row, TokenRow, exceeded
+from slmq_edge.tracks.accuracy.gap import COVERED, Gap, Row, TokenRow, exceeded
 from slmq_edge.tracks.accuracy.results import MEAN
 
 FORMAT, VERSION = "slmq-edge-gap", 1

@@ -20,6 +20,7 @@ from slmq_edge.reports.format import (
     watts_text,
 )
 from slmq_edge.results import Run, Series
+from slmq_edge.runner.forward import LOGITS
 
 MEMORY_NAMES = {
     "cpu_peak_rss": "peak RSS",
@@ -90,9 +91,25 @@ def _speed(run: Run) -> list[tuple[str, str]]:
             wait,
         ),
         (f"decode, {work.new_tokens} tokens", _rate(run.decode_rate)),
+        *_forward(run),
         ("load", f"{seconds_text(series['load_seconds'].median)} (files cached)"),
         ("repetitions", f"{len(first.values)} after {work.warmups} warm-ups"),
+        *([] if work.text is None else [("text", f"{work.text.source} ({work.text.sha256[:12]})")]),
         *([] if run.environment.get("tensorrt") else [("threads", _threads(run))]),
+    ]
+
+
+def _forward(run: Run) -> list[tuple[str, str]]:
+    """The paper's figure, and what it is of."""
+    rate = run.forward_rate
+    if rate is None:
+        return []
+    work, logits = run.workload, run.environment.get(LOGITS)
+    warmed = run.series["warmup_forward_seconds"]
+    passes = f"{len(rate.values)} passes after {len(warmed.values)}"
+    return [
+        (f"forward pass, {work.prompt_tokens} tokens", _rate(rate)),
+        ("", f"protocol {work.protocol}: {passes}, logits of {logits} positions"),
     ]
 
 

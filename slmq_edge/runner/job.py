@@ -28,6 +28,7 @@ from slmq_edge.runner import (
     around,
     checks,
     environment,
+    forward,
     golden,
     journal,
     manifest,
@@ -49,6 +50,8 @@ DOING = {
     "warmup": "measuring",
     "repetition": "measuring",
     "again": "measuring",
+    "forward_warmup": "warming up",
+    "forward": "measuring",
     "power": "measuring power",
 }
 
@@ -81,7 +84,8 @@ class Job(NamedTuple):
     @property
     def unit(self) -> str:
         """See `work.Work`."""
-        return "repetitions"
+        one_kind = self.workload.protocol is None
+        return "repetitions" if one_kind else "repetitions and forward passes"
 
     @property
     def doing(self) -> Mapping[str, str]:
@@ -99,7 +103,7 @@ class Job(NamedTuple):
             **self._asdict(),
             "bundle": str(self.bundle),
             "journal": str(self.journal),
-            "workload": self.workload._asdict(),
+            "workload": self.workload.document(),
             "engines": None if self.engines is None else str(self.engines),
             "board": self.board._asdict(),
         }
@@ -110,7 +114,7 @@ def read(path: Path) -> Job:
     fields = work.read(path)
     try:
         fields.pop(work.TASK, None)
-        fields["workload"] = measure.Workload(**fields["workload"])
+        fields["workload"] = measure.Workload.read(fields["workload"])
         fields["bundle"], fields["journal"] = Path(fields["bundle"]), Path(fields["journal"])
         fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
         fields["board"] = Board.of(fields.get("board", {}))
@@ -137,15 +141,20 @@ def check(job: Job, echo: Echo) -> bool:
         return False
     manifest.verify(job.bundle, bundle.get("files", {}))
     with journal.Journal(job.journal, echo) as log:
-        asked = job.workload._asdict()
+        asked = job.workload.asked()
         log.append(checks.begin(job.bundle, asked, job.allow_inexact, began, job.board))
         checks.passed(
             place,
             job.allow_inexact,
             log,
-            lambda session: measure.check_positions(job.workload, session.most_positions),
+            lambda session: _check_room(job, session),
         )
     return True
+
+
+def _check_room(job: Job, session: runtimes.Session) -> None:
+    measure.check_positions(job.workload, session.most_positions)
+    forward.check(job.workload.protocol, session.together)
 
 
 def _mode(job: Job) -> str | None:
@@ -159,15 +168,16 @@ def _mode(job: Job) -> str | None:
 
 def _prepare(job: Job, here: dict[str, Any], echo: Echo) -> resume.Todo:
     """What is to take; a journal of something else is put aside, and it is said."""
-    wanted, asked = job.workload.repetitions, job.workload._asdict()
+    wanted, asked = job.workload.repetitions, job.workload.asked()
     there = job.journal.exists()
     events, anew = checks.continued(
         job.journal, job.bundle, asked, job.allow_inexact, environment.identity(here)
     )
-    todo = resume.todo(events, wanted, job.power_seconds)
+    todo = resume.todo(events, wanted, job.power_seconds, job.workload.protocol)
     if there:
-        done = wanted - len(todo.repetitions)
-        text = anew or f"resuming: {done} of {wanted} repetitions are there already"
+        every = wanted + forward.of(job.workload.protocol).passes
+        done = every - len(todo.repetitions) - len(todo.passes)
+        text = anew or f"resuming: {done} of {every} {job.unit} are there already"
         echo(checks.note(text, done))
     return todo
 
@@ -191,14 +201,13 @@ def measure_job(job: Job, echo: Echo) -> None:
     """
     graph = require_check(job)
     place = job.place()
-    golden_file = golden.golden_file(job.bundle, place.bundle)
-    prompt = golden.prompt_tokens(golden_file, job.workload.prompt_tokens)
+    prompt = measure.prompt_of(job.workload, golden.golden_file(job.bundle, place.bundle))
     profile = load_profile(job.profile, job.board)
     try:
         with journal.Journal(job.journal, echo) as log:
-            todo = resume.todo(
-                journal.read(job.journal), job.workload.repetitions, job.power_seconds
-            )
+            asked = job.workload
+            events = journal.read(job.journal)
+            todo = resume.todo(events, asked.repetitions, job.power_seconds, asked.protocol)
             metered = bool(todo.windows) and windows.has_meter(profile)
             if metered and "idle" in todo.windows:
                 window = windows.idle(profile, job.power_seconds)
@@ -210,11 +219,13 @@ def measure_job(job: Job, echo: Echo) -> None:
                 log.append({**event, **_device(session)})
 
             _repeat(job, session, prompt, profile, todo, begun, emit)
+            if asked.protocol is not None and todo.passes:
+                forward.take(
+                    session, prompt, asked.protocol, emit, profile, todo.passes, session.together
+                )
             if metered:
                 seconds, left = job.power_seconds, todo.windows
-                for window in windows.of_work(
-                    session, prompt, job.workload, profile, seconds, left
-                ):
+                for window in windows.of_work(session, prompt, asked, profile, seconds, left):
                     log.append({"event": "power", **window._asdict()})
             log.append(
                 {

@@ -10,6 +10,8 @@ load                    seconds, memory {phase: {kind: bytes}}, kv_bytes_per_tok
                         session, state
 warmup, repetition      index, prefill_seconds, decode_seconds, decode_step_seconds, memory,
                         cooled_seconds, state
+forward_warmup,         index, seconds, logits (positions that had some), memory; every tenth with
+forward                 state: passes of a protocol, see `forward`
 scores                  first, logprobs, greedy: of sequences ``first`` on, see `scoring`
 again                   drift {series: share}: the repetitions before it were not steady, and
                         those behind it take their place
@@ -70,10 +72,13 @@ FIELDS: dict[str, dict[str, Any]] = {
         "total_rails": list,
     },
     "scores": {"first": int, "logprobs": list, "greedy": list},
+    "forward": {"index": int, "seconds": NUMBER, "logits": int, "memory": dict},
     "again": {"drift": dict},
     "end": {"load_average": (int, float, type(None))},
 }
 FIELDS["repetition"] = FIELDS["warmup"]
+FIELDS["forward_warmup"] = FIELDS["forward"]
+TIMED = ("repetition", "forward")
 
 
 class Journal:
@@ -161,10 +166,10 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
 
 
 def taken(event: Mapping[str, Any]) -> int:
-    """How many repetitions, or scores of sequences, an event holds."""
+    """How many repetitions, passes of a protocol, or scores of sequences an event holds."""
     if event["event"] == "scores":
         return len(event["logprobs"])
-    return int(event["event"] == "repetition")
+    return int(event["event"] in TIMED)
 
 
 def _are_bytes(event: dict[str, Any]) -> bool:

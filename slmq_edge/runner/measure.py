@@ -8,27 +8,64 @@ is read between the timed parts, never inside them.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from slmq_edge.errors import Damaged, UsageError
+from slmq_edge.errors import Damaged, UsageError, unknown
 from slmq_edge.profiles import Profile
-from slmq_edge.runner import around
+from slmq_edge.runner import around, forward, golden
 from slmq_edge.runner.golden import Decoder
 from slmq_edge.runner.manifest import described
 
 Emit = Callable[["dict[str, Any]"], object]
 
 
+class Text(NamedTuple):
+    """What is read: so many tokens from the beginning of a text. sha256: of all its documents."""
+
+    source: str
+    sha256: str
+    tokens: tuple[int, ...]
+
+
 class Workload(NamedTuple):
-    """What is measured: batch 1, p tokens in, n tokens out after the first."""
+    """What is measured: batch 1, p tokens in, n tokens out after the first.
+
+    protocol: what is timed besides, a key of `forward.PROTOCOLS`. text: None: the golden prompts.
+    """
 
     prompt_tokens: int
     new_tokens: int
     repetitions: int
     warmups: int
     threads: int
+    protocol: str | None = None
+    text: Text | None = None
+
+    def asked(self) -> dict[str, Any]:
+        """JSON of what decides the figures; what is not asked for has no field, as of old."""
+        fields = {k: v for k, v in self._asdict().items() if v is not None}
+        if self.text is not None:
+            fields["text"] = {"source": self.text.source, "sha256": self.text.sha256}
+        return fields
+
+    def document(self) -> dict[str, Any]:
+        """JSON of all of it, the tokens too; see `read`."""
+        fields = self.asked()
+        if self.text is not None:
+            fields["text"] = {**fields["text"], "tokens": list(self.text.tokens)}
+        return fields
+
+    @staticmethod
+    def read(document: Mapping[str, Any]) -> Workload:
+        """The workload of a `document`; TypeError where it is none."""
+        fields = dict(document)
+        if "text" in fields:
+            text = Text(**fields["text"])
+            fields["text"] = text._replace(tokens=tuple(text.tokens))
+        return Workload(**fields)
 
 
 class Timing(NamedTuple):
@@ -46,11 +83,23 @@ def check_workload(workload: Workload, bundle: Mapping[str, Any]) -> None:
     for name, least in zip(Workload._fields, (1, 1, 1, 0, 1)):
         if getattr(workload, name) < least:
             raise UsageError(f"{name.replace('_', ' ')} must be at least {least}")
+    if workload.protocol is not None:
+        _check_protocol(workload.protocol, workload.prompt_tokens)
     needed = workload.prompt_tokens + workload.new_tokens
     if needed > context_length:
         raise UsageError(
             f"{workload.prompt_tokens} prompt tokens and {workload.new_tokens} new ones make "
             f"{needed}: the context holds {context_length}"
+        )
+
+
+def _check_protocol(protocol: str, prompt_tokens: int) -> None:
+    if protocol not in forward.PROTOCOLS:
+        raise UsageError(unknown("protocol", protocol, tuple(forward.PROTOCOLS)))
+    needed = forward.of(protocol).tokens
+    if prompt_tokens != needed:
+        raise UsageError(
+            f"--protocol {protocol} reads prompts of {needed} tokens: leave -p {prompt_tokens} out"
         )
 
 
@@ -62,6 +111,16 @@ def check_positions(workload: Workload, most: int | None) -> None:
             f"{workload.prompt_tokens} prompt tokens and {workload.new_tokens} new ones make "
             f"{needed}: this engine holds {most}; slmq-edge build BUNDLE --context {needed}"
         )
+
+
+def prompt_of(workload: Workload, golden_file: Path) -> Any:
+    """The tokens to read, int64 [prompt_tokens]: of the text, or else the golden ones."""
+    if workload.text is None:
+        return golden.prompt_tokens(golden_file, workload.prompt_tokens)
+    if len(workload.text.tokens) != workload.prompt_tokens:
+        found = len(workload.text.tokens)
+        raise Damaged(f"the job has {found} tokens of text, and reads {workload.prompt_tokens}")
+    return np.array(workload.text.tokens, np.int64)
 
 
 def measure(

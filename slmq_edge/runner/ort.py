@@ -108,6 +108,11 @@ class Session:
         """How long a text can become here: as long as the model's context."""
         return None
 
+    @property
+    def together(self) -> None:
+        """A prompt of any length that is one piece, and all of its logits."""
+        return None
+
     def device_memory(self) -> Mapping[str, int] | None:
         """What is taken is the process's own, or not told."""
         return None

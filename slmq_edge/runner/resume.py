@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from slmq_edge.runner import environment, stability
+from slmq_edge.runner import environment, forward, stability
 from slmq_edge.runner.windows import PHASES
 
 Events = Sequence[Mapping[str, Any]]
@@ -14,16 +14,18 @@ MAY_DIFFER = ("repetitions",)  # of a workload
 class Todo(NamedTuple):
     """Indices of the repetitions and names of the windows that are still to take.
 
-    again: whether the repetitions are already those of a second attempt.
+    again: whether the repetitions are already those of a second attempt. passes: indices of those
+    of a protocol.
     """
 
     repetitions: tuple[int, ...]
     windows: tuple[str, ...]
     again: bool
+    passes: tuple[int, ...] = ()
 
     @property
     def nothing(self) -> bool:
-        return not self.repetitions and not self.windows
+        return not self.repetitions and not self.windows and not self.passes
 
 
 def attempt(events: Events) -> Events:
@@ -47,8 +49,8 @@ def drifts(events: Events) -> dict[str, float]:
     return {name: change for name, change in found.items() if change is not None}
 
 
-def todo(events: Events, wanted: int, power_seconds: float) -> Todo:
-    """What is missing of ``wanted`` repetitions and, where power is asked for, of its windows.
+def todo(events: Events, wanted: int, power_seconds: float, protocol: str | None = None) -> Todo:
+    """What is missing of ``wanted`` repetitions, of a protocol, and of windows of power if asked.
 
     A process that came to its end has taken all windows that its machine has sensors for.
     """
@@ -58,7 +60,7 @@ def todo(events: Events, wanted: int, power_seconds: float) -> Todo:
     had = {event["phase"] for event in events if event["event"] == "power"}
     windows = () if ended or not power_seconds else tuple(p for p in PHASES if p not in had)
     again = any(event["event"] == "again" for event in events)
-    return Todo(missing, windows, again)
+    return Todo(missing, windows, again, forward.missing(events, protocol))
 
 
 def other(

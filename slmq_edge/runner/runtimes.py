@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Protocol
 
 from slmq_edge.errors import UsageError, unknown
 from slmq_edge.runner import asked, manifest, ort, probe
+from slmq_edge.runner.forward import Together
 from slmq_edge.runner.golden import Decoder
 from slmq_edge.runner.probe import ProbeReport
 
@@ -34,6 +35,10 @@ class Session(Decoder, Protocol):
     @property
     def most_positions(self) -> int | None:
         """How long a text can become here; None: as the bundle says."""
+
+    @property
+    def together(self) -> Together | None:
+        """What it takes at once; None: any prompt, and logits of all of it."""
 
     @property
     def batches(self) -> bool:

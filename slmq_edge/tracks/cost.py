@@ -9,6 +9,7 @@ about each other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from slmq_edge.errors import Damaged
 from slmq_edge.files import existing, manifest_of
 from slmq_edge.metrics import Cost, slmq_quant
+from slmq_edge.tracks import preparing
+from slmq_edge.tracks.preparing import Prepared
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, group by group, and what must be said above the numbers."""
+    """Rows, group by group, and what must be said above the numbers.
+
+    prepared: what was paid on targets, which is no row's concern.
+    """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    prepared: tuple[Prepared, ...] = ()
 
 
-def table(folders: Sequence[Path]) -> Table:
-    """The costs of checkpoint folders and bundles, scored.
+def table(paths: Sequence[Path]) -> Table:
+    """The costs of checkpoints and bundles, scored; and of runs and engines, which are not.
+
+    A bundle's engines, where it holds some, are among these.
 
     Raises:
-        NotFound, Damaged, Unsupported: a folder that is neither, or whose manifest is not whole.
+        NotFound, Damaged, Unsupported: a path is none of these, or not whole.
     """
-    return scored([read(folder) for folder in folders])
+    folders = [path for path in paths if not path.is_file()]
+    found = scored([read(folder) for folder in folders])
+    prepared = [one for path in paths for one in _prepared(path)]
+    return dataclasses.replace(found, prepared=tuple(prepared))
+
+
+def _prepared(path: Path) -> list[Prepared]:
+    return [preparing.read(path)] if path.is_file() else preparing.engines(path)
 
 
 def read(folder: Path) -> Row:
@@ -124,8 +140,6 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
 
 def scored(rows: Sequence[Row]) -> Table:
     """The rows group by group, each with its score against the dearest of its group."""
-    import dataclasses
-
     groups: dict[Group, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)

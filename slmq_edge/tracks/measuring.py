@@ -8,8 +8,8 @@ from pathlib import Path
 from slmq_edge.remote.run import Remote
 from slmq_edge.remote.target import LOCAL, Target
 from slmq_edge.results import Run
-from slmq_edge.runner import environment
-from slmq_edge.runner.measure import Workload
+from slmq_edge.runner import environment, forward
+from slmq_edge.runner.measure import Text, Workload
 from slmq_edge.tracks import inference
 from slmq_edge.tracks.inference import Options, Progress
 
@@ -19,7 +19,8 @@ class Asked:
     """What to measure, before it is known where.
 
     counts: prompt tokens, new tokens, repetitions, warm-ups. threads: None: one for every core of
-    the machine. reconnect_seconds, deadline_seconds: see `remote.run.Remote`.
+    the machine. reconnect_seconds, deadline_seconds: see `remote.run.Remote`. protocol, text: see
+    `runner.measure.Workload`.
     """
 
     bundle: Path
@@ -29,14 +30,16 @@ class Asked:
     force: bool
     reconnect_seconds: float
     deadline_seconds: float
+    protocol: str | None = None
+    text: Text | None = None
 
     @property
     def rounds(self) -> int:
-        """Warm-ups and repetitions."""
-        return self.counts[2] + self.counts[3]
+        """Warm-ups and repetitions, and those of a protocol."""
+        return self.counts[2] + self.counts[3] + forward.of(self.protocol).rounds
 
     def workload(self, cores: int) -> Workload:
-        return Workload(*self.counts, self.threads or cores)
+        return Workload(*self.counts, self.threads or cores, self.protocol, self.text)
 
 
 def admit(asked: Asked) -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from slmq_edge.errors import NotFound, SlmqError, Unsupported, UsageError
+from slmq_edge.profiles.cpu import Cpu
 from slmq_edge.runner import golden, manifest
 from slmq_edge.runner.trt import (
     api,
@@ -39,7 +41,7 @@ from slmq_edge.runner.trt import recipe as recipes
 from slmq_edge.runner.trt.cache import Engine, Identity
 from slmq_edge.runner.trt.recipe import Recipe
 from slmq_edge.runner.trt.shapes import Shapes
-from slmq_edge.runner.trt.sidecar import Made
+from slmq_edge.runner.trt.sidecar import PEAK, Made
 from slmq_edge.runner.trt.versions import Version
 
 Tell = Callable[[str], object]
@@ -215,6 +217,8 @@ def _by_python(
 ) -> Made:
     home = cache.folder_of(request.folder, request.engines)
     timing = home / cache.TIMING
+    host = Cpu()
+    host.reset_peak()
     began = time.monotonic()
     built = api.build(
         builder.version,
@@ -225,7 +229,7 @@ def _by_python(
         timing.read_bytes() if timing.is_file() else b"",
         tell,
     )
-    seconds = time.monotonic() - began
+    seconds, peak = time.monotonic() - began, host.memory().get(PEAK)
     with plan.open("wb") as stream:
         stream.write(built.plan)
     with cache.whole(timing) as partial:
@@ -233,7 +237,7 @@ def _by_python(
     tail = log.LINES.tail
     tell("looking at the layers")
     seen = api.inspect(builder.version, recipe, built.plan, limits)
-    return Made(seen.layers, builder.profiles, seen.activation_bytes, seconds, tail)
+    return Made(seen.layers, builder.profiles, seen.activation_bytes, seconds, tail, peak)
 
 
 def _by_trtexec(
@@ -258,7 +262,9 @@ def _by_trtexec(
         if told.exists():
             told.unlink()
     told_of = {layers.ENGINE: text} if text else {}
-    return Made(told_of, builder.profiles, None, seconds, tail)
+    # Of all children that have ended: the others said their release.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return Made(told_of, builder.profiles, None, seconds, tail, peak or None)
 
 
 def _keep_layers(path: Path, found: Mapping[str, str]) -> None:

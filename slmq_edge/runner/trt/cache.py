@@ -138,10 +138,13 @@ def sidecars(home: Path) -> list[dict[str, Any]]:
         Damaged: a file that ought to be one is none.
     """
     paths = [path for path in sorted(home.glob("*.json")) if path.name.count(".") == 1]
-    return sorted((_read(path) for path in paths), key=lambda one: float(one.get("built_at", 0)))
+    return sorted(
+        (read_sidecar(path) for path in paths), key=lambda one: float(one.get("built_at", 0))
+    )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Read ``<key>.json``; Damaged where it is none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["format"] != FORMAT or document["version"] != VERSION:

@@ -14,6 +14,7 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 
 from slmq_edge.errors import Damaged, SlmqError, Unsupported
+from slmq_edge.runner.forward import Together
 from slmq_edge.runner.trt import cuda as cuda_runtime
 from slmq_edge.runner.trt import versions
 from slmq_edge.runner.trt.buffers import Inputs, Logits
@@ -74,6 +75,11 @@ class Session:
     def most_positions(self) -> int | None:
         """How long a text can become: what the largest room holds."""
         return self.limits[ROOM]
+
+    @property
+    def together(self) -> Together:
+        """What the largest shapes hold; a longer prompt, or more logits, come in pieces."""
+        return Together(self.limits[NEW], self.limits[KEPT])
 
     def device_memory(self) -> dict[str, int]:
         """Bytes on the device by what they are for.

@@ -17,6 +17,7 @@ def render(engine: Engine) -> str:
         "engine": f"{engine.plan} ({found['plan_bytes'] / 1e6:.1f} MB)",
         "built": f"{found['seconds']:.1f} s by {found['builder']}, TensorRT "
         f"{identity['tensorrt']}, {identity['gpu']} (sm_{identity['sm']}), CUDA {identity['cuda']}",
+        "peak memory": _bytes((found.get("memory") or {}).get("cpu_peak_rss")),
         "shapes": f"prompts in pieces of {identity['prompt']}, room for {identity['context']} "
         f"({', '.join(found['profiles'])})",
         "int8 products": _int8(found),

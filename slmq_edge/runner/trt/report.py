@@ -44,6 +44,7 @@ TOLD = (
     "workspace_mib",
     "profiles",
     "seconds",
+    "memory",
     "plan_bytes",
     "activation_bytes",
     "layers",

@@ -23,17 +23,22 @@ from slmq_edge.runner.trt.recipe import Recipe
 # As slmq_edge.exporters.lowering has it, which is not on the device.
 NAMED_SHARE = 0.95
 MATMUL = ".matmul"
+PEAK = "cpu_peak_rss"  # the kind, as profiles call it
 WARNINGS_KEPT = 20
 
 
 class Made(NamedTuple):
-    """What a build left. layers: see `layers.informations`. seconds: of the build alone."""
+    """What a build left. layers: see `layers.informations`. seconds: of the build alone.
+
+    peak_rss: bytes of the host's memory that it took at most; None where the system does not tell.
+    """
 
     layers: Mapping[str, str]
     profiles: Sequence[str]
     activation_bytes: int | None
     seconds: float
     tail: Sequence[str]
+    peak_rss: int | None = None
 
 
 def describe(
@@ -52,6 +57,7 @@ def describe(
         "built_at": time.time(),
         "profiles": list(made.profiles),
         "seconds": made.seconds,
+        "memory": {PEAK: made.peak_rss},
         **seen(made, bundle, recipe),
         "warnings": list(log.LINES.warnings)[:WARNINGS_KEPT],
         "log": list(made.tail),

@@ -111,8 +111,9 @@ class Bundled:
         def told(event: Mapping[str, Any]) -> None:
             if event["event"] == "scores":
                 progress(order.read(event["first"] + journal.taken(event)), order.tokens)
-            elif event["event"] in ("note", "kept") and event["done"] > 0:
-                self.tokens_before = order.read(event["done"])
+            elif event["event"] in ("note", "kept") and event["done"]:
+                # Below 0: what was told of is of another run, and is no more.
+                self.tokens_before = order.read(max(event["done"], 0))
                 progress(self.tokens_before, order.tokens)
             self._told(event)
 

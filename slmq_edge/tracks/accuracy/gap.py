@@ -16,7 +16,6 @@ the mean over all positions, flips are those whose most likely token differs, an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmq_edge.errors import SlmqError, UsageError, unknown
+from slmq_edge.errors import SlmqError
+from slmq_edge.limits import Limit
+from slmq_edge.limits import parse as parse_limit
 from slmq_edge.metrics import Scores, slmq_perf
 from slmq_edge.tracks.accuracy.results import (
     MEAN,
@@ -126,15 +127,6 @@ class Gap:
     tokens: tuple[TokenRow, ...] = ()
 
 
-@dataclass(frozen=True)
-class Limit:
-    """The most that is accepted. what: of `LIMITS` or `TOKEN_LIMITS`; value: a share, or nats."""
-
-    what: str
-    value: float
-    text: str
-
-
 def _loss(row: Row) -> float:
     return row.loss
 
@@ -190,16 +182,7 @@ def parse(text: str) -> Limit:
     Raises:
         UsageError: it is none.
     """
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not equals:
-        raise UsageError(f"--fail-on {text}: give NAME=VALUE, like gap=0.5%")
-    if name not in (*LIMITS, *TOKEN_LIMITS):
-        raise UsageError(unknown("limit", name, (*LIMITS, *TOKEN_LIMITS)))
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e-?\d+)?\s*(%?)", value)
-    if found is None:
-        raise UsageError(f"--fail-on {text}: {value!r} is no number, like 0.5% or 0.005")
-    number = float(value.rstrip("% "))
-    return Limit(name, number / 100 if found[3] else number, f"{name}={value}")
+    return parse_limit(text, (*LIMITS, *TOKEN_LIMITS), "gap=0.5%")
 
 
 def exceeded(

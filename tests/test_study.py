@@ -1,0 +1,362 @@
+"""What a study is made of, what is joined, and what may be chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from slmq_edge.caveats import IMPLAUSIBLE, Caveat
+from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported
+from slmq_edge.metrics import Scores, slmq_infer, slmq_perf
+from slmq_edge.results import save as save_run
+from slmq_edge.study import accuracy, paper
+from slmq_edge.study.answer import (
+    FASTEST,
+    KEEPS,
+    LOSES,
+    SMALLEST,
+    TRUEST,
+    UNCLEAR,
+    UNKNOWN,
+    Answer,
+    verdict,
+)
+from slmq_edge.study.collect import collect
+from slmq_edge.study.document import Document, document
+from slmq_edge.tracks.accuracy.gap import SCORED
+from tests.studies import digest, full, save, save_bench, scored, timed
+from tests.test_eval_results import evaluation, half_wrong, questions_task
+
+
+def study_of(folder: Path, **options: object) -> Document:
+    return document(collect([folder]), **options)  # type: ignore[arg-type]
+
+
+def only(found: Document) -> Answer:
+    (answer,) = found.answers
+    return answer
+
+
+# --- what is found -----------------------------------------------------------------------
+
+
+def test_documents_are_found_by_what_they_say_they_are(tmp_path: Path) -> None:
+    found = collect([full(tmp_path)])
+    assert (len(found.runs), len(found.evaluations), len(found.manifests)) == (6, 3, 2)
+    assert {one.path for one in found.manifests} == {"made/w8a8", "made/w4a8"}
+    assert [(one.value.id, one.value.state, one.value.error) for one in found.cells] == [
+        ("profile-a", "failed", "out of memory"),
+        ("profile-b", "waiting", None),
+    ]
+
+
+def test_what_is_given_twice_is_there_once(tmp_path: Path) -> None:
+    folder = full(tmp_path / "a")
+    inside = folder / "some" / "where"
+    found = collect([folder, inside, inside / "00.json"])
+    assert len(found.runs) == 6
+    assert found.runs[0].path == "a/some/where/00.json"
+
+
+def test_reports_and_files_of_others_are_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, timed("none", "fp32", 4.0))
+    (tmp_path / "report.json").write_text('{"format": "slmq-edge-study", "version": 1}')
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "run.json").write_text('{"format": "slmq-edge-run"}')
+    found = collect([tmp_path])
+    assert len(found.runs) == 1
+    assert not found.unread
+
+
+def test_a_damaged_document_is_told_of_in_a_folder_and_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, timed("none", "fp32", 4.0))
+    torn = tmp_path / "torn.json"
+    torn.write_text((tmp_path / "00.json").read_text()[:900])
+    (unread,) = collect([tmp_path]).unread
+    assert unread.path == "torn.json"
+    assert "torn.json is damaged" in unread.reason
+    assert str(tmp_path) not in unread.reason
+    with pytest.raises(Damaged, match="torn"):
+        collect([torn])
+
+
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path) -> None:
+    other = tmp_path / "config.json"
+    other.write_text("{}")
+    with pytest.raises(Unsupported, match="no document of slmq-edge"):
+        collect([other])
+    other.write_text('{"format": "slmq-edge-gap"}')
+    with pytest.raises(Unsupported, match="a study is of what was made and measured"):
+        collect([other])
+    with pytest.raises(NotFound, match="no result at"):
+        collect([tmp_path / "nothing"])
+
+
+def test_an_empty_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SlmqError, match="no results in"):
+        collect([tmp_path])
+
+
+# --- what is joined ----------------------------------------------------------------------
+
+
+def test_a_run_and_an_evaluation_are_joined_by_digest_alone(tmp_path: Path) -> None:
+    save(tmp_path, timed("gptq", "w8a8", 2.0), scored("gptq", "w8a8"))
+    (joined,) = study_of(tmp_path).subjects
+    assert (len(joined.runs), len(joined.evaluations)) == (1, 1)
+    other = scored("gptq", "w8a8", bundle_sha256=digest("made again"))
+    save(tmp_path, other)
+    apart = study_of(tmp_path).subjects
+    assert [(len(one.runs), len(one.evaluations)) for one in apart] == [(1, 1), (0, 1)]
+    assert len({one.name for one in apart}) == 2
+
+
+def test_subjects_of_one_name_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    first = timed("gptq", "w8a8", 2.0)
+    second = timed(
+        "gptq", "w8a8", 2.0, bundle_sha256=digest("other"), lm_head="int8 per channel, symmetric"
+    )
+    save(tmp_path, first, second)
+    names = {one.name for one in study_of(tmp_path).subjects}
+    assert names == {"gptq w8a8 head float", "gptq w8a8 head int8 per channel, symmetric"}
+
+
+# --- accuracy ----------------------------------------------------------------------------
+
+
+def test_what_is_kept_of_the_papers_six_is_slmq_perf() -> None:
+    base, other = scored("none", "fp32"), scored("gptq", "w4a8", wrong=20)
+    kept = accuracy.kept(base, other)
+    assert isinstance(kept, accuracy.Kept)
+    sides = []
+    for one in (other, base):
+        values = {
+            field: accuracy.headline(task).value
+            for field, name in SCORED.items()
+            if (task := one.task(name)) is not None
+        }
+        sides.append(Scores(**values))
+    assert kept.value == pytest.approx(slmq_perf(*sides), rel=1e-12)
+    assert kept.is_perf
+    assert kept.low is not None
+    assert kept.high is not None
+    assert kept.low < kept.value < kept.high
+
+
+def test_fewer_tasks_are_not_called_slmq_perf() -> None:
+    base = evaluation(questions_task("piqa", half_wrong(100)))
+    kept = accuracy.kept(base, base)
+    assert isinstance(kept, accuracy.Kept)
+    assert not kept.is_perf
+    assert (kept.value, kept.low, kept.high) == (100.0, 100.0, 100.0)
+
+
+def test_other_questions_and_scores_of_0_have_no_ratio() -> None:
+    base = evaluation(questions_task("piqa", half_wrong(100)))
+    fewer = evaluation(questions_task("piqa", half_wrong(50)))
+    none = evaluation(questions_task("piqa", [False] * 100))
+    assert accuracy.kept(base, fewer) == "it was not asked what full precision was"
+    assert accuracy.kept(base, none) == "a score of 0 on piqa has no ratio"
+
+
+def test_guessing_is_seen() -> None:
+    guessing = evaluation(questions_task("piqa", half_wrong(100)))
+    knowing = evaluation(questions_task("piqa", [index % 10 != 0 for index in range(100)]))
+    assert accuracy.guessed(guessing) == ("piqa",)
+    assert accuracy.guessed(knowing) == ()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(99.5, 100.2, KEEPS), (97.0, 98.5, LOSES), (98.0, 99.9, UNCLEAR), (None, None, UNCLEAR)],
+)
+def test_the_margin_is_held_against_the_interval(
+    low: float | None, high: float | None, said: str
+) -> None:
+    assert verdict(accuracy.Kept(99.0, low, high, ("piqa",), False), within=1.0) == said
+
+
+# --- inference ---------------------------------------------------------------------------
+
+
+def test_slmq_infer_holds_size_against_a_float16_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
+    base, row = study_of(tmp_path).inference.rows
+    size = 2 * row.run.artifact.counts.parameters / 140e6
+    assert base.is_baseline
+    assert row.score is not None
+    assert row.score.value == pytest.approx(slmq_infer(1.0, 2.0, size), rel=1e-9)
+    assert (row.baseline, row.precision) == ("none fp32", "float32")
+
+
+def test_without_a_baseline_there_are_figures_and_a_reason(tmp_path: Path) -> None:
+    save(tmp_path, timed("smoothquant", "w8a8", 2.0))
+    (row,) = study_of(tmp_path).inference.rows
+    assert row.decode == pytest.approx(32.0)
+    assert row.faster is None
+    assert "no float run" in str(row.reason)
+
+
+def test_a_device_has_its_own_baseline(tmp_path: Path) -> None:
+    folder = full(tmp_path)
+    rows = study_of(folder).inference.rows
+    ratios = {(row.place.name, row.subject.scheme): row.faster.ratio for row in rows if row.faster}
+    assert ratios == {
+        ("workbench (ort)", "w8a8"): pytest.approx(2.0),
+        ("workbench (ort)", "w4a8"): pytest.approx(4 / 1.5),
+        ("jetson-orin (ort)", "w8a8"): pytest.approx(2.0),
+        ("jetson-orin (ort)", "w4a8"): pytest.approx(4 / 1.5),
+    }
+
+
+def test_a_baseline_that_nobody_measured_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
+    assert study_of(tmp_path, baseline="fp32").inference.rows[1].faster is not None
+    with pytest.raises(NotFound, match=r"no baseline of scheme fp16 .* here: fp32"):
+        study_of(tmp_path, baseline="fp16")
+
+
+# --- the answer --------------------------------------------------------------------------
+
+
+def test_the_fastest_that_keeps_the_quality_is_taken(tmp_path: Path) -> None:
+    here, there = study_of(full(tmp_path)).answers
+    for answer in (here, there):
+        said = {one.subject.name: one.verdict for one in answer.candidates}
+        assert said == {"none fp32": KEEPS, "smoothquant w8a8": KEEPS, "gptq w4a8": LOSES}
+        for what in (FASTEST, SMALLEST, TRUEST):
+            pick = answer.pick(what)
+            assert pick is not None
+            assert pick.candidate.subject.name == "smoothquant w8a8"
+            assert pick.is_clear, (what, pick.doubts)
+
+
+def test_repetitions_that_overlap_are_inconclusive(tmp_path: Path) -> None:
+    noisy = (1.0, 1.6, 0.7, 1.5, 0.6)
+    save(
+        tmp_path,
+        timed("none", "fp32", 4.0),
+        timed("smoothquant", "w8a8", 2.0, scatter=noisy),
+        timed("gptq", "w8a8", 2.1, scatter=noisy),
+        *(scored(*one) for one in (("none", "fp32"), ("smoothquant", "w8a8"), ("gptq", "w8a8"))),
+    )
+    answer = only(study_of(tmp_path))
+    pick = answer.pick(FASTEST)
+    assert pick is not None
+    assert pick.doubts == ("the repetitions do not tell it from gptq w8a8",)
+    truest = answer.pick(TRUEST)
+    assert truest is not None
+    assert "the questions do not tell it from" in truest.doubts[0]
+
+
+def test_a_baseline_that_is_fastest_is_said_to_be(tmp_path: Path) -> None:
+    save(
+        tmp_path,
+        timed("none", "fp32", 1.0),
+        timed("smoothquant", "w8a8", 2.0),
+        scored("none", "fp32"),
+        scored("smoothquant", "w8a8"),
+    )
+    pick = only(study_of(tmp_path)).pick(FASTEST)
+    assert pick is not None
+    assert pick.candidate.subject.is_float
+    assert pick.is_clear
+
+
+def test_unknown_accuracy_is_a_doubt(tmp_path: Path) -> None:
+    save(tmp_path, timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
+    answer = only(study_of(tmp_path))
+    assert [one.verdict for one in answer.candidates] == [KEEPS, UNKNOWN]
+    pick = answer.pick(FASTEST)
+    assert pick is not None
+    assert pick.doubts == ("its accuracy is not known",)
+    assert answer.pick(TRUEST) is None
+
+
+def test_only_evaluations_make_an_answer_without_a_device(tmp_path: Path) -> None:
+    save(tmp_path, scored("none", "fp32"), scored("gptq", "w4a8", wrong=120))
+    answer = only(study_of(tmp_path))
+    assert answer.place is None
+    assert [pick.what for pick in answer.picks] == [TRUEST]
+
+
+def test_an_implausible_run_is_not_chosen(tmp_path: Path) -> None:
+    wrong = Caveat(IMPLAUSIBLE, "1000 tok/s are more than memory allows", {})
+    fast = dataclasses.replace(timed("gptq", "w8a8", 0.1), caveats=(wrong,))
+    save(tmp_path, timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0), fast)
+    found = study_of(tmp_path)
+    (row,) = [row for row in found.inference.rows if row.subject.method == "gptq"]
+    assert row.reason == "implausible: 1000 tok/s are more than memory allows"
+    (pick,) = [one.pick(FASTEST) for one in found.answers if one.pick(FASTEST)]
+    assert pick is not None
+    assert pick.candidate.subject.method == "smoothquant"
+
+
+def test_simulated_and_deployed_are_a_step(tmp_path: Path) -> None:
+    simulated = scored("gptq", "w8a8", runtime="simulated", bundle_sha256=None)
+    simulated = dataclasses.replace(
+        simulated, identity={**simulated.identity, "checkpoint_sha256": digest("checkpoint")}
+    )
+    save(tmp_path, scored("none", "fp32"), simulated, scored("gptq", "w8a8", wrong=3))
+    steps = study_of(tmp_path).accuracy.steps
+    told = [(one.kind, one.base.runtime, one.other.runtime) for one in steps]
+    assert told == [
+        ("loss", "ort", "ort"),
+        ("deployment", "simulated", "ort"),
+        ("loss", "ort", "simulated"),
+    ]
+
+
+def test_costs_are_of_the_manifests(tmp_path: Path) -> None:
+    found = study_of(full(tmp_path)).cost
+    assert {row.place: row.seconds for row in found.rows} == {"made/w8a8": 10.0, "made/w4a8": 20.0}
+    assert all(row.score is not None for row in found.rows)
+
+
+# --- the paper ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("HuggingFaceTB/SmolLM-135M@1d461723eec654e65efdc40cf49301c89c0c92f4", "SmolLM-135M"),
+        ("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
+        ("/models/smollm-135m/", "SmolLM-135M"),
+        ("SmolLM2-135M", None),
+        ("demo-llama", None),
+    ],
+)
+def test_the_papers_models_are_known_by_name(name: str, known: str | None) -> None:
+    assert paper.model_of(name) == known
+
+
+def test_printed_rows_are_the_papers_own() -> None:
+    rows = paper.printed(1, "SmolLM-135M")
+    assert len(rows) == 7
+    spin = next(row for row in rows if (row.method, row.scheme) == ("spinquant", "w4a8"))
+    assert spin.score == "91.45"
+    (capped,) = [row for row in paper.printed(2, "Qwen2.5-0.5B") if row.score == "100.0"]
+    assert capped.recomputed == "100.35"
+
+
+def test_a_bench_whose_cells_are_torn_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    folder = save_bench(tmp_path, "no space left")
+    (folder / "cells" / "profile-a" / "status.json").write_text('{"state": "fai')
+    document_ = json.loads((folder / "bench.json").read_text())
+    document_["cells"].append("no cell")
+    (folder / "bench.json").write_text(json.dumps(document_))
+    states = [one.value.state for one in collect([folder]).cells]
+    assert states == ["waiting", "waiting"]
+
+
+def test_runs_of_one_artifact_count_as_one(tmp_path: Path) -> None:
+    again = dataclasses.replace(timed("smoothquant", "w8a8", 2.2), created="2026-11-22T08:00:00")
+    save_run(again, tmp_path / "again.json")
+    save(tmp_path, timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
+    rows = study_of(tmp_path).inference.rows
+    assert len(rows) == 2
+    assert sorted(len(row.paths) for row in rows) == [1, 2]
