@@ -28,7 +28,7 @@ FEWEST_WINDOWS = 8
 HELD_OUT_ONE_IN = 5
 
 WIKITEXT = ("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet")
-BUILTIN_WORLD = "built-in world"
+BUILTIN_WORLD, WIKITEXT_TRAIN = "built-in world", "WikiText-2 train"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def usual_text(origin: str) -> Text:
     """
     if origin == "built-in":
         return Text(BUILTIN_WORLD, tuple(world.calibration_text()))
-    return Text("WikiText-2 train", tuple(_wikitext2()))
+    return Text(WIKITEXT_TRAIN, tuple(_wikitext2()))
 
 
 def split(text: Text) -> tuple[Text, Text]:

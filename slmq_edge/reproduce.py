@@ -2,22 +2,23 @@
 
     change = median now / median then, of tokens per second, bytes or tokens per joule
 
-A change has the 95 % interval of a bootstrap over the repetitions of both runs. With a tolerance t
-it is a *match* where the interval lies within 1 - t ... 1 + t, *drifted* where it lies outside, and
-*inconclusive* where it does both, or where a run says that its machine was not at rest. Repetitions
-of one process do not tell how much processes differ: t has to.
+A change has the 95 % interval of a bootstrap over the repetitions of both (`intervals`). With a
+tolerance t it is a *match* where the interval lies within 1 - t ... 1 + t, *drifted* where it lies
+outside, and *inconclusive* where it does both, or where a run says that its machine was not at
+rest. Repetitions of one process do not tell how much processes differ: t has to.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmq_edge import energy, record
+from slmq_edge import energy, intervals, record
 from slmq_edge.caveats import IMPLAUSIBLE
 from slmq_edge.errors import Damaged, SlmqError, Unsupported
 from slmq_edge.exporters import Wanted
@@ -28,7 +29,6 @@ from slmq_edge.runner import environment
 
 FORMAT, VERSION = "slmq-edge-reproduction", 1
 MATCH, DRIFTED, INCONCLUSIVE = "match", "drifted", "inconclusive"
-DRAWS, SEED, COVERED = 2000, 0, 0.95
 PEAK = "peak"  # what has this in its name is a high-water mark of memory
 # Caveats of a machine that was not at rest: its times say nothing of the artifact.
 RESTLESS = (
@@ -42,8 +42,6 @@ RESTLESS = (
     "swap-in-use",
     "unstable-repetitions",
 )
-# Fields of a workload that are given to a measurement here.
-GIVEN = ("prompt_tokens", "new_tokens", "repetitions", "warmups", "threads")
 
 
 @dataclass(frozen=True)
@@ -137,13 +135,6 @@ def recorded(run: Run, name: str) -> Recorded:
             f"{name} cannot be reproduced: it lacks {', '.join(missing)} (older releases did not "
             "record them): export the model anew and profile that bundle"
         )
-    beyond = [
-        field.name
-        for field in dataclasses.fields(run.workload)
-        if field.name not in GIVEN and getattr(run.workload, field.name) is not None
-    ]
-    if beyond:
-        raise Unsupported(f"{name} cannot be reproduced: its workload has a {beyond[0]}")
     if run.origin != "measured":
         raise Unsupported(f"{name} is {run.origin}, not measured: nothing of it can come out again")
     try:
@@ -233,33 +224,16 @@ def judge(
     doubt: str | None = None,
 ) -> Figure:
     """One figure; doubt: why a change would say nothing, ``None`` where it would."""
-    import numpy as np
-
-    before, after = (np.array(values, np.float64) for values in (then, now))
-    change = float(np.median(after) / np.median(before))
-    low, high = _interval(before, after)
+    found = intervals.interval(then, now, "higher")
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
     inside = 1 - tolerance <= low and high <= 1 + tolerance
     outside = high < 1 - tolerance or low > 1 + tolerance
     verdict = MATCH if inside else DRIFTED if outside else INCONCLUSIVE
     why = None if inside or outside else "the interval reaches beyond the tolerance"
     if verdict == DRIFTED and doubt is not None:
         verdict, why = INCONCLUSIVE, doubt
-    medians = float(np.median(before)), float(np.median(after))
-    return Figure(name, unit, *medians, change, low, high, verdict, why)
-
-
-def _interval(before: Any, after: Any) -> tuple[float, float]:
-    """Percentiles of the ratio of medians, of repetitions drawn with replacement."""
-    import numpy as np
-
-    draw = np.random.default_rng(SEED)
-    medians = [
-        np.median(values[draw.integers(len(values), size=(DRAWS, len(values)))], axis=1)
-        for values in (before, after)
-    ]
-    tail = 100 * (1 - COVERED) / 2
-    low, high = np.percentile(medians[1] / medians[0], [tail, 100 - tail])
-    return float(low), float(high)
+    medians = statistics.median(then), statistics.median(now)
+    return Figure(name, unit, *medians, found.value, low, high, verdict, why)
 
 
 def _pairs(then: Run, now: Run) -> Iterator[tuple[str, str, Sequence[float], Sequence[float]]]:
@@ -270,6 +244,9 @@ def _pairs(then: Run, now: Run) -> Iterator[tuple[str, str, Sequence[float], Seq
 
     yield of("prefill", then.prefill_rate, now.prefill_rate)
     yield of("decode", then.decode_rate, now.decode_rate)
+    first, second = then.forward_rate, now.forward_rate
+    if first is not None and second is not None:
+        yield of("forward passes", first, second)
     for phase, kinds in then.memory.items():
         for kind, before in kinds.items():
             after = now.memory.get(phase, {}).get(kind)

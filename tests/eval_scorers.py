@@ -26,6 +26,7 @@ class Plain:
     def __init__(self, folder: Path) -> None:
         self.model = model_of(folder)
         self.identity: Mapping[str, Any] = {"runtime": "torch", "model": {"name": folder.name}}
+        self.tokens_before = 0
         self.context_length = int(self.model.config.max_position_embeddings)
 
     def score(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from slmq_edge.builtin import world
 from slmq_edge.cli import app
 from slmq_edge.errors import MissingExtra, NotFound, SlmqError, UsageError
 from slmq_edge.remote.target import LOCAL, Target
+from slmq_edge.reports.eval import terminal
 from slmq_edge.runner import scoring
 from slmq_edge.tracks.accuracy import results, scorers, tasks
 from slmq_edge.tracks.accuracy.evaluation import Asked
@@ -137,6 +139,10 @@ def test_an_interrupted_evaluation_goes_on(place: Path, monkeypatch: pytest.Monk
     assert 0 < first < all_of_it
     assert len(read) == all_of_it  # nothing twice, nothing left out
     assert found.tasks == expected.tasks
+    assert (expected.tokens_before, found.tokens) == (0, expected.tokens)
+    assert 0 < found.tokens_before < found.tokens
+    assert f"({found.tokens_before} of them before an interruption)" in terminal(found)
+    assert "interruption" not in terminal(expected)
     assert not output.with_name("gone-on.journal").exists()
 
 
@@ -155,6 +161,11 @@ def test_an_interrupted_evaluation_goes_on(place: Path, monkeypatch: pytest.Monk
             ("bundle", "--data-dir", "data", "-t", TASKS, "--runtime", "torch"),
             UsageError,
             "--runtime ort runs it",
+        ),
+        (
+            ("bundle", "-t", "builtin", "-d", "ssh://me@board", "--engines", "engines"),
+            UsageError,
+            "the whole path there is needed",
         ),
         (
             ("demo-llama", "--data-dir", "data", "-t", TASKS, "-d", "ssh://nobody@nowhere:99999"),
@@ -177,6 +188,19 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert words in str(done.exception)
     assert "\n" not in str(done.exception)
     assert set(place.iterdir()) == before
+
+
+def test_a_bundle_that_is_refused_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "bundle", tmp_path / "bundle")
+    file = tmp_path / "bundle" / "bundle.json"
+    document = json.loads(file.read_text())
+    document["golden"] |= {"kl_limit": 0.0, "perplexity_limit": 0.0}
+    file.write_text(json.dumps(document))
+    flags = ("--data-dir", place / "data", "-t", TASKS, "-o", tmp_path / "none.json")
+    done = typed("eval", tmp_path / "bundle", *flags)
+    assert isinstance(done.exception, SlmqError)
+    assert "golden check failed" in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_without_lm_eval_its_extra_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,33 @@ def test_a_model_and_a_text_that_moved(
     assert not Path("third").exists()
 
 
+def test_the_papers_protocol_and_a_text_of_ones_own(place: Path, tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text(" ".join(world.calibration_text()[:40]))
+    run = tmp_path / "run.json"
+    flags = ("--protocol", "paper", "-n", 2, "-r", 2, "--warmups", 0, "--power-seconds", 0)
+    done("profile", place / "bundle", *flags, "--once", "--text", text, "-o", run)
+    text.rename(tmp_path / "yours.txt")
+    lost = typed("reproduce", run, "-o", tmp_path / "again")
+    assert isinstance(lost.exception, NotFound)
+    assert "the prompt was cut from 'mine.txt': --text FILE says where" in str(lost.exception)
+    assert not (tmp_path / "again").exists()
+    typed("reproduce", run, "-o", tmp_path / "again", "--text", tmp_path / "yours.txt")
+    document = report(tmp_path / "again")
+    assert document["unmeasured"] is None
+    assert "forward passes" in [figure["name"] for figure in document["figures"]]
+    then, now = (results.load(file) for file in (run, tmp_path / "again" / "run.json"))
+    assert dataclasses.replace(then.workload, text=None) == dataclasses.replace(
+        now.workload, text=None
+    )
+    assert then.workload.text is not None
+    assert now.workload.text is not None
+    assert now.workload.text.sha256 == then.workload.text.sha256
+    (tmp_path / "yours.txt").write_text("something else " * 200)
+    lost = typed("reproduce", run, "-o", tmp_path / "third", "--text", tmp_path / "yours.txt")
+    assert "text 'yours.txt' is not the one that was read" in str(lost.exception)
+
+
 # --- what drifted
 
 

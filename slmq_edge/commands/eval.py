@@ -128,6 +128,7 @@ def evaluate(
     from slmq_edge.errors import UsageError, unknown
     from slmq_edge.files import check_output
     from slmq_edge.remote.inventory import targets
+    from slmq_edge.remote.target import LOCAL
     from slmq_edge.reports.eval import WRITERS
     from slmq_edge.tracks.accuracy import scorers, tasks
     from slmq_edge.tracks.accuracy.evaluation import Asked
@@ -141,6 +142,9 @@ def evaluate(
     where = targets(device)
     if len(where) > 1:
         raise UsageError(f"{device} names {len(where)} boards: eval scores on one")
+    remote = where[0].transport != LOCAL
+    if engines is not None and not engines.is_absolute() and remote:
+        raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
     if against is not None:
         _check_against(chosen, where[0])
     if runtime is not None and runtime not in scorers.SCORERS:

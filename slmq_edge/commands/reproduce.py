@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from slmq_edge.remote.target import Target
     from slmq_edge.reproduce import Recorded, Reproduction
     from slmq_edge.results import Run
+    from slmq_edge.runner.measure import Text
+    from slmq_edge.tracks.inference import Options
 
 # Seconds for which a lost link is put up with, and after which a board ends the job by itself.
 RECONNECT, DEADLINE = 900.0, 6 * 3600.0
@@ -35,6 +37,12 @@ def reproduce(
     calib: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the calibration text is now; checked by sha256."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where the text of the prompt is now; checked by sha256."
+        ),
     ] = None,
     against: Annotated[
         Path | None,
@@ -97,6 +105,8 @@ def reproduce(
     before = None if against is None else _original(against, then)
     recipe = _moved(recorded, model, calib)
     _check_model(recorded, recipe)
+    if measure:
+        _check_text(then, text)
 
     bundle = folder / "bundle"
     made = _bundle(recorded, recipe, bundle, force)
@@ -104,7 +114,8 @@ def reproduce(
     if before is not None:
         found = _with_tensors(found, before, bundle)
     if measure:
-        found = _measured(found, then, where[0], engines, force)
+        how = (_options(then, engines), _reading(then, bundle, made, text))
+        found = _measured(found, then, where[0], how, force)
     write_text_atomically(report, found.as_json(), force)
     typer.echo(found.as_json() if as_json else terminal(found), nl=False)
     typer.echo(f"written: {folder}", err=True)
@@ -241,8 +252,49 @@ def _with_tensors(found: Reproduction, before: Path, bundle: Path) -> Reproducti
     return dataclasses.replace(found, tensors=tuple(differing(before, bundle, names)))
 
 
+def _options(then: Run, engines: Path | None) -> Options:
+    from slmq_edge.tracks.inference import Options
+
+    return Options(engines=engines, **then.options or {})
+
+
+def _reading(then: Run, bundle: Path, made: Mapping[str, Any], file: Path | None) -> Text | None:
+    """What the prompt is cut from; ``None``: the golden prompts."""
+    from slmq_edge.tracks.reading import reading
+
+    if then.workload.text is None:
+        return None
+    return reading(bundle, made, then.workload.prompt_tokens, file)
+
+
+def _check_text(then: Run, file: Path | None) -> None:
+    """Refuse another text than the one from which the prompt was cut."""
+    from slmq_edge import calibration
+    from slmq_edge.errors import NotFound, SlmqError
+
+    was = then.workload.text
+    if was is None:
+        return
+    if file is not None:
+        found = calibration.read_text(file, "--text")
+    elif was.source in (calibration.BUILTIN_WORLD, calibration.WIKITEXT_TRAIN):
+        is_builtin = was.source == calibration.BUILTIN_WORLD
+        found = calibration.usual_text("built-in" if is_builtin else "hub")
+    else:
+        raise NotFound(f"the prompt was cut from '{was.source}': --text FILE says where it is now")
+    if found.sha256 != was.sha256:
+        raise SlmqError(
+            f"drifted: text '{found.name}' is not the one that was read: its sha256 is "
+            f"{found.sha256[:12]}..., the run's {was.sha256[:12]}..."
+        )
+
+
 def _measured(
-    found: Reproduction, then: Run, target: Target, engines: Path | None, force: bool
+    found: Reproduction,
+    then: Run,
+    target: Target,
+    how: tuple[Options, Text | None],
+    force: bool,
 ) -> Reproduction:
     """The same with figures; or why there are none."""
     from slmq_edge.errors import SlmqError, UsageError
@@ -250,7 +302,7 @@ def _measured(
 
     bundle = Path(found.bundle)
     try:
-        now = _run(then, bundle, bundle.with_name("run.json"), target, engines, force)
+        now = _run(then, bundle, bundle.with_name("run.json"), target, how, force)
     except _ElsewhereError as error:
         return dataclasses.replace(found, unmeasured=f"{error}: figures are not comparable")
     except UsageError:
@@ -270,23 +322,29 @@ class _ElsewhereError(Exception):
 
 
 def _run(
-    then: Run, bundle: Path, output: Path, target: Target, engines: Path | None, force: bool
+    then: Run,
+    bundle: Path,
+    output: Path,
+    target: Target,
+    how: tuple[Options, Text | None],
+    force: bool,
 ) -> Run:
     """Measured as it was, or before by a reproduction that was interrupted."""
     from slmq_edge.commands.rounds import Event, Rounds
     from slmq_edge.reproduce import elsewhere
     from slmq_edge.results import load
     from slmq_edge.runner import manifest
-    from slmq_edge.tracks.inference import Options
     from slmq_edge.tracks.measuring import Asked, measure_on
 
     if output.exists() and not force:
         there = load(output)
         if there.artifact.bundle_sha256 == manifest.sha256(bundle / manifest.BUNDLE_FILE):
             return there
-    work, options = then.workload, Options(engines=engines, **then.options or {})
+    work, (options, text) = then.workload, how
     counts = (work.prompt_tokens, work.new_tokens, work.repetitions, work.warmups)
-    asked = Asked(bundle, counts, work.threads, options, force, RECONNECT, DEADLINE)
+    asked = Asked(
+        bundle, counts, work.threads, options, force, RECONNECT, DEADLINE, work.protocol, text
+    )
     with Rounds([target.name], asked.rounds) as bars:
 
         def show(event: Event) -> None:

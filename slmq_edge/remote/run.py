@@ -195,7 +195,7 @@ class Remote:
         doing = work.doing.get(str(ended.get("after")), "starting")
         return SlmqError(
             f"{name}: {ended['state'].replace('_', ' ')} while {doing}: {ended['text']}; "
-            f"{copy.taken} {work.unit} are kept: the same command goes on from there"
+            f"{copy.counted} {work.unit} are kept: the same command goes on from there"
         )
 
     def _gpu(self, facts: devices.Facts) -> str | None:

@@ -90,8 +90,11 @@ def _said(evaluation: Evaluation) -> Iterator[str]:
             f"next tokens of {one.task} against {label(one.base)}: KL {one.kl:.3g} nats, another "
             f"most likely one at {100 * one.changed:.2f} % of {one.positions}"
         )
-    rate = evaluation.tokens / evaluation.seconds if evaluation.seconds > 0 else None
+    before = evaluation.tokens_before
+    read = evaluation.tokens - before
+    rate = read / evaluation.seconds if evaluation.seconds > 0 and read > 0 else None
+    of_them = f" ({before} of them before an interruption)" if before else ""
     yield (
-        f"scored {evaluation.sequences} sequences, {evaluation.tokens} tokens, in "
+        f"scored {evaluation.sequences} sequences, {evaluation.tokens} tokens{of_them}, in "
         f"{seconds_text(evaluation.seconds)} ({rate_text(rate)})"
     )

@@ -79,6 +79,7 @@ class Bundled:
         place = runtimes.Place(self._bundle, document, self._threads, self._engines)
         self._device, self._board = self._machine.device(place)
         self._ran: dict[str, Any] = {}
+        self.tokens_before = 0
         self._identity = identity_of(self._bundle, document, self._machine.seen) | {
             "device": self._device.name,
             "threads": self._threads,
@@ -112,12 +113,14 @@ class Bundled:
                 progress(order.read(event["first"] + journal.taken(event)), order.tokens)
             elif event["event"] in ("note", "kept") and event["done"]:
                 # Below 0: what was told of is of another run, and is no more.
-                progress(order.read(max(event["done"], 0)), order.tokens)
+                self.tokens_before = order.read(max(event["done"], 0))
+                progress(self.tokens_before, order.tokens)
             self._told(event)
 
         progress(0, order.tokens)
         with self._kept.journal(self.identity, order) as path:
             events = journal.read(path) if path.exists() else []
+            self.tokens_before = order.tokens if _is_done(events, count) else 0
             if not _is_done(events, count):
                 self._run(order, path, told)
                 events = journal.read(path)

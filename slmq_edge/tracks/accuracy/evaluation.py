@@ -126,6 +126,7 @@ def evaluate(scorer: Scorer, tokenizer: Any, these: Ready, progress: Progress) -
         sequences=len(wanted),
         tokens=sum(len(one.tokens) - 1 for one in wanted),
         tasks=tuple(found[name] for name in asked.names),
+        tokens_before=scorer.tokens_before,
     )
 
 

@@ -49,6 +49,7 @@ class InProcess:
 
     def __init__(self, model: Model, folder: Path | None) -> None:
         self._model, self._kept = model, Kept(folder)
+        self.tokens_before = 0
 
     @property
     def model(self) -> Model:
@@ -77,7 +78,8 @@ class InProcess:
             journal.Journal(path, told) as log,
         ):
             done = len(scoring.scores(journal.read(path), order.sequences)[0])
-            progress(order.read(done), order.tokens)
+            self.tokens_before = order.read(done)
+            progress(self.tokens_before, order.tokens)
             together = self._together(order, done)
             scoring.take(order.requests, done, self._model.logits, log, together)
             return order.restored(*scoring.scores(journal.read(path), order.sequences))

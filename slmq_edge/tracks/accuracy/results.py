@@ -132,7 +132,8 @@ class Evaluation:
     it was one (`bundled.Bundled.ran`). environment: versions of what made the questions into
     tokens. seconds: of scoring, without what a run before had done. sequences: that are different.
     tokens: that were read. next_tokens: of texts, where another model was given to hold them
-    against.
+    against. tokens_before: of the tokens, those that an interrupted run had read, in a time that is
+    not in ``seconds``.
     """
 
     created: str
@@ -144,6 +145,7 @@ class Evaluation:
     tokens: int
     tasks: tuple[TaskResult, ...]
     next_tokens: tuple[NextTokens, ...] = ()
+    tokens_before: int = 0
 
     def task(self, name: str) -> TaskResult | None:
         return next((task for task in self.tasks if task.name == name), None)

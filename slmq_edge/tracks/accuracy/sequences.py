@@ -76,6 +76,10 @@ class Scorer(Protocol):
     def forget(self) -> None:
         """The scores are written elsewhere: whatever was kept to go on from may go."""
 
+    @property
+    def tokens_before(self) -> int:
+        """Of the last call's tokens, those that an interrupted one had read already."""
+
 
 class Order:
     """Sequences as they are scored: the longest first, each once, alike ones side by side.
@@ -158,13 +162,21 @@ class Kept:
         asked = json.dumps({**identity, "requests": order.digest}, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.jsonl"
         self._written += [path, path.with_suffix(REQUESTS), path.with_name(path.name + ".old")]
-        yield path
+        try:
+            yield path
+        finally:
+            if not path.exists():  # refused, or ended before anything was scored
+                path.with_suffix(REQUESTS).unlink(missing_ok=True)
+                self._tidy()
 
     def forget(self) -> None:
         """Remove what was written for this scorer, and the folder where nothing else is in it."""
         for path in self._written:
             path.unlink(missing_ok=True)
         self._written.clear()
+        self._tidy()
+
+    def _tidy(self) -> None:
         if self._folder is not None and self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
