@@ -22,7 +22,6 @@ EXTRAS: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "eval": ("accuracy on tasks", {"lm-eval": "0.4.13", "transformers": "4.56"}),
     "trt-check": ("lint --compile", {"tensorrt-rtx-cu13": "1.7.1.116"}),
-    "report": ("charts", {"matplotlib": "3.8"}),
 }
 PART = "Other work on this machine"
 
