@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval", reason="needs slmq-edge[eval]")
 
 from slmq_edge import builtin, models
 from slmq_edge.builtin import measure, world
 from slmq_edge.builtin.score import pairs, stream
-from slmq_edge.errors import UsageError
+from slmq_edge.cli import app
+from slmq_edge.errors import Damaged, UsageError
 from slmq_edge.tracks.accuracy import evaluation, harness, own, tasks
 from slmq_edge.tracks.accuracy.evaluation import Asked
 from slmq_edge.tracks.accuracy.questions import Folder
@@ -86,13 +90,39 @@ def test_beside_lm_evals_own_tasks(tmp_path_factory: pytest.TempPathFactory) -> 
         tasks.named("buildin")
 
 
+def test_a_text_of_ones_own(tmp_path: Path) -> None:
+    """The built-in documents in a file have the built-in text's perplexity."""
+    file, folder = tmp_path / "mine.jsonl", builtin.folder("demo-llama")
+    rows = [json.dumps({"text": one}) for one in world.heldout_documents()]
+    file.write_text("\n".join(rows))
+    tokenizer = models.read_tokenizer(folder)
+    names = tasks.named("text_windows,builtin_windows")
+    these = evaluation.ready(Asked(names, None, 4, file))
+    found = evaluation.evaluate(Plain(folder), tokenizer, these, lambda share, text: None)
+    mine, theirs = found.tasks
+    assert mine.metric("token_perplexity_512").value == theirs.metric("token_perplexity_512").value
+    assert (mine.source.origin, mine.source.name) == ("local", "mine.jsonl")
+    assert mine.asked_sha256 == theirs.asked_sha256
+    file.write_text('{"text": " "}\n')
+    with pytest.raises(Damaged, match=r"mine\.jsonl holds no text"):
+        own.of_file(file)
+
+
+@pytest.mark.parametrize("words", [("text_windows",), ("builtin", "--text", "x.txt")])
+def test_a_text_and_its_task_go_together(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, ["eval", "demo-llama", "--tasks", *words])
+    assert isinstance(done.exception, UsageError)
+    assert "--text and --tasks text_windows go together" in str(done.exception)
+
+
 class WithoutBos:
     """A tokenizer like Qwen2.5's, which begins texts with nothing."""
 
     bos_token_id, eos_token_id = None, 7
 
-    def __call__(self, texts: list[str], add_special_tokens: bool) -> WithoutBos:
+    def __call__(self, texts: list[str], add_special_tokens: bool, verbose: bool) -> WithoutBos:
         assert not add_special_tokens
+        assert not verbose
         self.input_ids = [[len(text)] for text in texts]
         return self
 

@@ -49,7 +49,8 @@ def stream(tokenizer: Any, documents: Iterable[str]) -> list[int]:
 
     A tokenizer without BOS begins documents with its EOS.
     """
-    encoded = tokenizer(list(documents), add_special_tokens=False).input_ids
+    # verbose: transformers would warn of a long document, which is cut into windows.
+    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False).input_ids
     starts = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     start = next(token for token in starts if token is not None)
     return [token for ids in encoded for token in (start, *ids)]

@@ -40,6 +40,10 @@ def evaluate(
         bool,
         typer.Option("--slices", help="Of --data-dir, its small fixed subsets (*.sliceN.jsonl)."),
     ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of text_windows: plain text, or JSONL with 'text'."),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -100,7 +104,9 @@ def evaluate(
     perplexity over windows of 2048 tokens). wikitext2 is both, slmquant all of them. With
     --data-dir the same tasks read FOLDER/arc_easy/test.jsonl and so on, and nothing is fetched.
     builtin asks what the built-in models were taught, and needs no network: builtin_questions
-    (chance is 25 %) and builtin_windows, a perplexity over windows of 512 tokens.
+    (chance is 25 %) and builtin_windows, a perplexity over windows of 512 tokens. text_windows is
+    the perplexity of a text of your own (--text), over windows of 2048 tokens; wherever a model's
+    context is shorter, so are the windows, and the metric's name says it.
 
     torch scores a model as transformers computes it, simulated a checkpoint with its rounding, ort
     and trt what was exported: a bundle passes the checks of a measurement first. lm-eval stays
@@ -110,7 +116,7 @@ def evaluate(
     crash the same command goes on.
 
     --against BASE also compares distributions of next tokens, over all the vocabulary, at every
-    position of wikitext2_windows and builtin_windows: KL(BASE || WHAT), and how often the most
+    position of the texts that are cut into windows: KL(BASE || WHAT), and how often the most
     likely token differs. Both run here, one after the other; slmq-edge gap has the result in its
     table. An interruption of this part loses it, and not the scores.
 
@@ -119,6 +125,7 @@ def evaluate(
       slmq-edge eval demo-llama --tasks builtin
       slmq-edge eval HuggingFaceTB/SmolLM-135M
       slmq-edge eval smollm-w8a8 --tasks piqa,wikitext2 --limit 200
+      slmq-edge eval smollm-w8a8 --tasks text_windows --text manuals.txt
       slmq-edge eval smollm-w8a8 --data-dir questions --device ssh://me@orin.local
       slmq-edge eval smollm-w8a8 --tasks wikitext2_windows --against HuggingFaceTB/SmolLM-135M
       slmq-edge eval demo-llama --data-dir questions --slices --json | jq .tasks[].metrics
@@ -130,7 +137,7 @@ def evaluate(
     from slmq_edge.remote.inventory import targets
     from slmq_edge.remote.target import LOCAL
     from slmq_edge.reports.eval import WRITERS
-    from slmq_edge.tracks.accuracy import scorers, tasks
+    from slmq_edge.tracks.accuracy import own, scorers, tasks
     from slmq_edge.tracks.accuracy.evaluation import Asked
     from slmq_edge.tracks.accuracy.questions import Folder
     from slmq_edge.tracks.accuracy.running import Where, evaluate_on
@@ -139,6 +146,8 @@ def evaluate(
     write = WRITERS[chosen_format(format, as_json, WRITERS)]
     if slices and data_dir is None:
         raise UsageError("--slices is of local files: give their folder by --data-dir")
+    if (text is not None) != (own.TEXT in chosen):
+        raise UsageError(f"--text and --tasks {own.TEXT} go together: give both, or neither")
     where = targets(device)
     if len(where) > 1:
         raise UsageError(f"{device} names {len(where)} boards: eval scores on one")
@@ -156,6 +165,8 @@ def evaluate(
     data = None if data_dir is None else Folder(data_dir, slices)
     if data is not None:
         tasks.files(chosen, data)
+    if text is not None:
+        own.of_file(text)
 
     place = Where(where[0], reconnect_limit * 60, deadline * 3600)
     scored = scorers.Asked(
@@ -167,7 +178,7 @@ def evaluate(
         engines=engines,
         allow_inexact=allow_inexact,
     )
-    asked = Asked(chosen, data, limit)
+    asked = Asked(chosen, data, limit, text)
     with bar("loading") as progress:
         found = evaluate_on(
             place, scored, runtime, asked, path, progress, _say, against=against, force=force

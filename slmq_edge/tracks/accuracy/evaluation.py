@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmq_edge.errors import SlmqError
@@ -43,12 +44,14 @@ PACKAGES = ("lm_eval", "transformers", "tokenizers", "datasets")
 class Asked:
     """Which tasks; local files in ``data`` (``None``: the hub's); of each part the first ``limit``.
 
-    Parts: MMLU has 57 subjects; limit counts questions, documents or windows.
+    Parts: MMLU has 57 subjects; limit counts questions, documents or windows. text: the file of
+    `own.TEXT`.
     """
 
     names: tuple[str, ...]
     data: Folder | None
     limit: int | None
+    text: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def ready(asked: Asked, begin: str = "") -> Ready:
         texts.append(windows.wikitext(WINDOWS, lines, source))
     if own.WINDOWS in asked.names:
         texts.append(own.text())
+    if asked.text is not None:
+        texts.append(own.of_file(asked.text))
     return Ready(asked, loaded, tuple(texts))
 
 

@@ -94,8 +94,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "wikitext2": ("wikitext2_documents", WINDOWS),
     "builtin": own.NAMES,
 }
-KNOWN = (*SUITES, *NAMES, *own.NAMES)
-TEXTS = (WINDOWS, own.WINDOWS)  # that are cut into windows
+KNOWN = (*SUITES, *NAMES, *own.NAMES, own.TEXT)
+TEXTS = (WINDOWS, own.WINDOWS, own.TEXT)  # that are cut into windows
 _ALL = "asked"
 # Whose first metric is a column of the paper's Tables 1 and 2.
 PAPER = (*(name for name in NAMES if name != "wikitext2_documents"),)
