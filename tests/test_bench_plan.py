@@ -73,6 +73,21 @@ def test_a_combination_is_quantized_once_and_serves_every_target_and_track(tmp_p
     assert not found[f"export-{name}-ort"].gpu
 
 
+def test_more_runs_are_cells_of_their_own_behind_all_first_ones(tmp_path: Path) -> None:
+    once = list(cells(tmp_path, f"{SMALL}[profile]\n"))
+    found = cells(tmp_path, f"{SMALL}[profile]\nruns = 3\n")
+    assert list(found)[: len(once)] == once
+    name = "profile-demo-llama-gptq-w8a8-ort-local"
+    first, third = found[name], found[f"{name}.3"]
+    assert (third.needs, third.of, third.device) == (first.needs, first.of, first.device)
+    assert third.outputs == ("runs/demo-llama-gptq-w8a8-ort-local.3.json",)
+    assert [word for word in third.command if word not in first.command] == [*third.outputs]
+    numbers = [cell.id.rpartition(".")[2] for cell in list(found.values())[len(once) :]]
+    assert numbers == ["2"] * 5 + ["3"] * 5
+    with pytest.raises(UsageError, match=r"\[profile\] runs: 0 is no number of runs"):
+        cells(tmp_path, f"{SMALL}[profile]\nruns = 0\n")
+
+
 def test_the_baseline_is_there_once_for_every_model_target_and_device(tmp_path: Path) -> None:
     text = """
     [matrix]

@@ -18,7 +18,7 @@ from typing import Any
 
 from slmq_edge.bench import verbs
 from slmq_edge.bench.cells import Cell
-from slmq_edge.bench.plan import OWN, TRACKS, Entry, Plan, Rule, is_local, place_of
+from slmq_edge.bench.plan import OWN, RUNS, TRACKS, Entry, Plan, Rule, is_local, place_of
 from slmq_edge.errors import UsageError, did_you_mean
 from slmq_edge.recipe import toml
 from slmq_edge.remote.target import LOCAL
@@ -131,6 +131,25 @@ class _Builder:
         self._quantizes = not looks or "quantize" in plan.sections
 
     def cells(self) -> Iterator[Cell]:
+        """All of them; what is measured once more comes last, when the machine has moved on."""
+        again: dict[int, list[Cell]] = {}
+        for cell, run in self._all():
+            if run == 1:
+                yield cell
+            else:
+                again.setdefault(run, []).append(cell)
+        for run in sorted(again):
+            yield from again[run]
+
+    def _all(self) -> Iterator[tuple[Cell, int]]:
+        """Every cell, and which run of its bundle it is."""
+        runs = self._plan.sections.get("profile", {}).get(RUNS, 1)
+        for cell in self._once():
+            yield cell, 1
+            for run in range(2, runs + 1 if cell.kind == "profile" else 2):
+                yield _again(cell, run), run
+
+    def _once(self) -> Iterator[Cell]:
         for model in self._plan.axes["model"]:
             if "model" in self._scored:
                 yield self._of_model(model)
@@ -275,6 +294,14 @@ class _Builder:
             left_out = ("windows", "length")
             return {key: value for key, value in section.items() if key not in left_out}
         return section
+
+
+def _again(cell: Cell, run: int) -> Cell:
+    """The same measurement, with an output of its own."""
+    (output,) = cell.outputs
+    other = str(Path(output).with_suffix(f".{run}.json"))
+    command = tuple(other if word == output else word for word in cell.command)
+    return dataclasses.replace(cell, id=f"{cell.id}.{run}", command=command, outputs=(other,))
 
 
 def _is_float(scheme: Entry) -> bool:

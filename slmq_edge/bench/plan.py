@@ -55,7 +55,9 @@ from slmq_edge.scheme import named
 
 MAKING = ("quantize", "export", "build")  # verbs whose sections only add words
 TRACKS = ("profile", "eval", "analyze", "distributions")  # those that are done where they stand
+RUNS = "runs"  # how often every bundle is measured
 OWN: dict[str, tuple[str, ...]] = {  # words of a section that are none of its verb's
+    "profile": (RUNS,),
     "eval": ("of",),
     "analyze": ("methods",),
     "distributions": ("methods",),
@@ -281,7 +283,10 @@ def _section(where: str, verb: str, words: Any, axes: Mapping[str, tuple[Entry, 
     table = _table(where, words)
     verbs.check(verb, {k: v for k, v in table.items() if k not in own}, where, own)
     known = {"of": OF, "methods": tuple(one.name for one in axes["method"])}
-    for key in own:
+    runs = table.get(RUNS, 1)
+    if RUNS in own and (type(runs) is not int or runs < 1):
+        raise UsageError(f"{where} {RUNS}: {runs!r} is no number of runs, like 3")
+    for key in (key for key in own if key in known):
         for one in _names(f"{where} {key}", table.get(key, [])):
             if one not in known[key]:
                 raise UsageError(f"{where} {key}: {unknown('name', one, known[key])}")
