@@ -17,6 +17,7 @@ from slmq_edge.study.answer import (
     FASTEST,
     KEEPS,
     LOSES,
+    ONE_RUN,
     SMALLEST,
     TRUEST,
     UNCLEAR,
@@ -27,7 +28,7 @@ from slmq_edge.study.answer import (
 from slmq_edge.study.collect import collect
 from slmq_edge.study.document import Document, document
 from slmq_edge.tracks.accuracy.gap import SCORED
-from tests.studies import digest, full, save, save_bench, scored, timed
+from tests.studies import digest, full, save, save_bench, scored, timed, twice
 from tests.test_eval_results import evaluation, half_wrong, questions_task
 
 
@@ -45,7 +46,7 @@ def only(found: Document) -> Answer:
 
 def test_documents_are_found_by_what_they_say_they_are(tmp_path: Path) -> None:
     found = collect([full(tmp_path)])
-    assert (len(found.runs), len(found.evaluations), len(found.manifests)) == (6, 3, 2)
+    assert (len(found.runs), len(found.evaluations), len(found.manifests)) == (12, 3, 2)
     assert {one.path for one in found.manifests} == {"made/w8a8", "made/w4a8"}
     assert [(one.value.id, one.value.state, one.value.error) for one in found.cells] == [
         ("profile-a", "failed", "out of memory"),
@@ -57,7 +58,7 @@ def test_what_is_given_twice_is_there_once(tmp_path: Path) -> None:
     folder = full(tmp_path / "a")
     inside = folder / "some" / "where"
     found = collect([folder, inside, inside / "00.json"])
-    assert len(found.runs) == 6
+    assert len(found.runs) == 12
     assert found.runs[0].path == "a/some/where/00.json"
 
 
@@ -248,9 +249,11 @@ def test_repetitions_that_overlap_are_inconclusive(tmp_path: Path) -> None:
     noisy = (1.0, 1.6, 0.7, 1.5, 0.6)
     save(
         tmp_path,
-        timed("none", "fp32", 4.0),
-        timed("smoothquant", "w8a8", 2.0, scatter=noisy),
-        timed("gptq", "w8a8", 2.1, scatter=noisy),
+        *twice(
+            timed("none", "fp32", 4.0),
+            timed("smoothquant", "w8a8", 2.0, scatter=noisy),
+            timed("gptq", "w8a8", 2.1, scatter=noisy),
+        ),
         *(scored(*one) for one in (("none", "fp32"), ("smoothquant", "w8a8"), ("gptq", "w8a8"))),
     )
     answer = only(study_of(tmp_path))
@@ -265,8 +268,7 @@ def test_repetitions_that_overlap_are_inconclusive(tmp_path: Path) -> None:
 def test_a_baseline_that_is_fastest_is_said_to_be(tmp_path: Path) -> None:
     save(
         tmp_path,
-        timed("none", "fp32", 1.0),
-        timed("smoothquant", "w8a8", 2.0),
+        *twice(timed("none", "fp32", 1.0), timed("smoothquant", "w8a8", 2.0)),
         scored("none", "fp32"),
         scored("smoothquant", "w8a8"),
     )
@@ -276,8 +278,16 @@ def test_a_baseline_that_is_fastest_is_said_to_be(tmp_path: Path) -> None:
     assert pick.is_clear
 
 
+def test_a_speed_of_one_run_is_never_clear(tmp_path: Path) -> None:
+    runs = (timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
+    save(tmp_path, *runs, scored("none", "fp32"), scored("smoothquant", "w8a8"))
+    pick = only(study_of(tmp_path)).pick(FASTEST)
+    assert pick is not None
+    assert pick.doubts == (ONE_RUN,)
+
+
 def test_unknown_accuracy_is_a_doubt(tmp_path: Path) -> None:
-    save(tmp_path, timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
+    save(tmp_path, *twice(timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0)))
     answer = only(study_of(tmp_path))
     assert [one.verdict for one in answer.candidates] == [KEEPS, UNKNOWN]
     pick = answer.pick(FASTEST)

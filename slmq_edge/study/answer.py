@@ -2,7 +2,8 @@
 
 Only what keeps the quality of full precision, to within a margin, is chosen for speed and size. A
 choice is *clear* where intervals say so: the margin lies outside the interval of what is kept, and
-the interval of the speed against every other that might be chosen lies above 1.
+the interval of the speed against every other that might be chosen lies above 1. A speed of one run
+is never clear: its repetitions say nothing of what another start of the machine gives.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from slmq_edge.study.accuracy import Accuracy, Kept, kept
 from slmq_edge.study.inference import Place, Row
 from slmq_edge.study.subjects import Subject
 
+ONE_RUN = "another start of the machine might order them otherwise: measure each in several runs"
 WITHIN = 1.0  # points of 100 that may be lost
 KEEPS, LOSES, UNCLEAR, UNKNOWN = "keeps", "loses", "unclear", "unknown"
 FASTEST, SMALLEST, TRUEST = "fastest", "smallest", "most accurate"
@@ -144,6 +146,8 @@ def _fastest(found: Sequence[Candidate]) -> Iterator[Pick]:
         if compare(other.row.side, best.row.side).row(SPEED).verdict != "better":
             rivals.append(other.subject.name)
     doubts = [f"the repetitions do not tell it from {_listed(rivals)}"] if rivals else []
+    if any(one.row is not None and len(one.row.side.runs) < 2 for one in eligible):
+        doubts.append(ONE_RUN)
     yield Pick(FASTEST, best, (*_doubts(best), *doubts))
 
 
