@@ -29,6 +29,14 @@ def value_text(kind: str, value: float) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
 
 
+def interval_text(ends: tuple[float, float] | None, digits: str, factor: float = 1) -> str:
+    """[1.2, 3.4], of ends times ``factor``; nothing where there is no interval."""
+    if ends is None:
+        return ""
+    low, high = (format(factor * end, digits) for end in ends)
+    return f"[{low}, {high}]"
+
+
 def limit_text(limit: int | None) -> str:
     return "none" if limit is None else str(limit)
 

@@ -194,7 +194,7 @@ def what_ran(run: Run) -> dict[str, str]:
         "runtime": _runtime(run),
         "device": f"{device.name} ({device.kind})",
         "numbers are": run.origin,
-        "golden check": _golden(run),
+        "golden check": golden_text(run),
         "bundle": ran.bundle_sha256[:12] or UNKNOWN,
         "prompt": f"{run.workload.prompt_tokens} tokens",
         "new tokens": str(run.workload.new_tokens),
@@ -222,7 +222,7 @@ def _runtime(run: Run) -> str:
     return f"{kind} {version}" if version else kind
 
 
-def _golden(run: Run) -> str:
+def golden_text(run: Run) -> str:
     """A run is only written where the golden check has passed; a published figure has none."""
     if not run.golden:
         return "not checked"

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from slmq_edge.errors import SlmqError
 from slmq_edge.study.collect import Filed
 from slmq_edge.study.subjects import SIMULATED, TORCH, Subject
 from slmq_edge.tracks.accuracy import gap
-from slmq_edge.tracks.accuracy.gap import COVERED, SCORED, SEED, Gap
+from slmq_edge.tracks.accuracy.gap import COVERED, SCORED, SEED, Gap, TokenRow
 from slmq_edge.tracks.accuracy.results import (
     MEAN,
     Evaluation,
@@ -83,12 +84,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Next tokens of a subject on one text. against: identity of what they were held against."""
+
+    subject: Subject
+    against: Mapping[str, Any]
+    row: TokenRow
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """tasks: all that were asked, the paper's first."""
 
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     steps: tuple[Step, ...]
+    tokens: tuple[Tokens, ...] = ()
 
     def of(self, subject: Subject) -> Row | None:
         """The row of a subject; of several, the one that keeps something, then the first."""
@@ -108,7 +119,13 @@ def accuracy(found: Sequence[Subject], baseline: str | None = None) -> Accuracy:
         for one in found
         for scored in one.evaluations
     ]
-    return Accuracy(tuple(tasks), tuple(rows), tuple(_steps(found, baseline)))
+    tokens = [
+        Tokens(one, told.base, gap.of_tokens(told, DRAWS))
+        for one in found
+        for scored in one.evaluations
+        for told in scored.value.next_tokens
+    ]
+    return Accuracy(tuple(tasks), tuple(rows), tuple(_steps(found, baseline)), tuple(tokens))
 
 
 def references(found: Sequence[Subject], model: str, baseline: str | None) -> list[Subject]:
@@ -190,9 +207,7 @@ def guessed(scored: Evaluation) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _drawn(
-    before: TaskResult, after: TaskResult, draws: int, stream: int
-) -> NDArray[np.float64]:
+def _drawn(before: TaskResult, after: TaskResult, draws: int, stream: int) -> NDArray[np.float64]:
     """Ratios of so many draws, float64 [draws]; infinite where the reference had nothing right.
 
     Questions that both answer alike are drawn together, by how many they are: the same

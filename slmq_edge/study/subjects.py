@@ -31,7 +31,8 @@ class Subject:
 
     model: name, and ``@revision`` where it has one. scheme: what ran. asked: what was asked, where
     that is another. runtime: of the bundle, or torch or simulated. digest: of bundle.json or
-    checkpoint.json, of a model over its files; ``None`` where nobody tells. apart: what tells it from others of its name.
+    checkpoint.json, of a model over its files; ``None`` where nobody tells. apart: what tells it
+    from others of its name.
     """
 
     model: str
