@@ -40,7 +40,7 @@ from tests.studies import (
     scored,
     timed,
 )
-from tests.test_eval_results import evaluation, half_wrong, questions_task
+from tests.test_eval_results import evaluation, half_wrong, questions_task, text_task
 
 
 def study_of(folder: Path, **options: object) -> Document:
@@ -182,6 +182,14 @@ def test_other_questions_and_scores_of_0_have_no_ratio() -> None:
     none = evaluation(questions_task("piqa", [False] * 100))
     assert accuracy.kept(base, fewer) == "it was not asked what full precision was"
     assert accuracy.kept(base, none) == "a score of 0 on piqa has no ratio"
+
+
+def test_one_text_alone_tells_no_interval() -> None:
+    base, other = (evaluation(text_task("wikitext2_windows", [value])) for value in (-300, -310))
+    kept = accuracy.kept(base, other)
+    assert isinstance(kept, accuracy.Kept)
+    assert (kept.low, kept.high) == (None, None)
+    assert verdict(kept, within=50.0) == UNCLEAR
 
 
 def test_guessing_is_seen() -> None:

@@ -25,6 +25,7 @@ from slmq_edge.reports.study.contents import contents
 from slmq_edge.reports.study.html import html
 from slmq_edge.reports.study.layout import NOTHING, Cell, Table, line, tidied
 from slmq_edge.reports.study.plain import terminal
+from slmq_edge.results import Counts
 from slmq_edge.study.collect import Filed, Study, collect
 from slmq_edge.study.document import Document, document
 from slmq_edge.tracks.accuracy.results import Evaluation, Window

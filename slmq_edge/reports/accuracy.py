@@ -1,14 +1,12 @@
-"""What the reports on accuracy share: names, values and tables."""
+"""What the reports on accuracy share: names and values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from slmq_edge.reports.format import UNKNOWN
 from slmq_edge.tracks.accuracy.results import MEAN
-
-Table = Sequence[Sequence[str]]
 
 
 def label(identity: Mapping[str, Any]) -> str:
@@ -39,29 +37,3 @@ def interval_text(ends: tuple[float, float] | None, digits: str, factor: float =
 
 def limit_text(limit: int | None) -> str:
     return "none" if limit is None else str(limit)
-
-
-def aligned(rows: Table, texts: int) -> str:
-    """Columns two blanks apart; the first ``texts`` to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" if place < texts else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def piped(rows: Table, texts: int) -> str:
-    """GitHub's Markdown."""
-    head, *body = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
-    ruler = ["---" if place < texts else "---:" for place in range(len(rows[0]))]
-    return "\n".join([head, "|" + "|".join(ruler) + "|", *body])
-
-
-def escaped(text: str) -> str:
-    """Keep a name from ending a cell or starting an emphasis."""
-    for character in "\\|*`<_":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())

@@ -11,20 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from slmq_edge.errors import SlmqError
 from slmq_edge.limits import Limit
-from slmq_edge.reports.accuracy import (
-    aligned,
-    escaped,
-    interval_text,
-    label,
-    limit_text,
-    piped,
-    value_text,
-)
+from slmq_edge.reports.accuracy import interval_text, label, limit_text, value_text
+from slmq_edge.reports.tables import WIDTH, aligned, escaped, piped
 from slmq_edge.tracks.accuracy.gap import COVERED, Gap, Row, TokenRow, exceeded
 from slmq_edge.tracks.accuracy.results import MEAN
 
 FORMAT, VERSION = "slmq-edge-gap", 1
-WIDTH = 95  # of what is said below a table
 HEADINGS = (
     "task", "metric", "base", "other", "difference", f"{100 * COVERED:.0f} %", "flips %", "KL",
     "n", "limit",

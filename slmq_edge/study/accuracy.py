@@ -172,7 +172,8 @@ def kept(base: Evaluation, other: Evaluation, draws: int = DRAWS) -> Kept | str:
         together = 100 * np.sqrt(np.mean(np.square(drawn), axis=0))
         tail = 100 * (1 - COVERED) / 2
         low, high = (float(edge) for edge in np.percentile(together, [tail, 100 - tail]))
-    known = math.isfinite(low) and math.isfinite(high)
+    repeated = min(len(before.questions) for before, _ in scored) > 1  # one alone shows no noise
+    known = repeated and math.isfinite(low) and math.isfinite(high)
     value = 100 * math.sqrt(math.fsum(ratio**2 for ratio in ratios) / len(ratios))
     is_perf = {*names} == {*SCORED.values()}
     return Kept(value, low if known else None, high if known else None, names, is_perf)
