@@ -230,6 +230,26 @@ def test_without_a_baseline_there_are_figures_and_a_reason(tmp_path: Path) -> No
     assert "no float run" in str(row.reason)
 
 
+def test_what_has_no_baseline_is_in_the_place_where_it_ran(tmp_path: Path) -> None:
+    """A projection stands beside no measurement, and 15 W beside no 30 W."""
+    modes = [
+        dataclasses.replace(
+            timed(method, "w8a8", seconds),
+            environment={"cpu_model": "Example CPU", "power_mode": mode},
+        )
+        for method, seconds, mode in (("gptq", 2.0, "15W"), ("spinquant", 1.0, "30W"))
+    ]
+    projected = dataclasses.replace(timed("omniquant", "w8a8", 0.5), origin="projected")
+    save(tmp_path, *modes, projected)
+    found = study_of(tmp_path)
+    assert {row.place.name for row in found.inference.rows} == {
+        "workbench (ort) [power mode 15W]",
+        "workbench (ort) [power mode 30W]",
+        "workbench (ort, projected)",
+    }
+    assert all(one.pick(FASTEST) is None for one in found.answers)
+
+
 def test_a_device_has_its_own_baseline(tmp_path: Path) -> None:
     folder = full(tmp_path)
     rows = study_of(folder).inference.rows
