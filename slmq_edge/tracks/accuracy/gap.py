@@ -392,7 +392,7 @@ def _notes(
     names = [_model(one) for one in (base, other)]
     if names[0] != names[1]:
         yield f"not the same model: {names[0]} against {names[1]}"
-    for package in base.environment.keys() & other.environment.keys():
+    for package in sorted(base.environment.keys() & other.environment.keys()):
         versions = [one.environment[package] for one in (base, other)]
         if versions[0] != versions[1]:
             yield f"{package} differs: {versions[0]} against {versions[1]}"
