@@ -14,6 +14,7 @@ from slmq_edge.study.collect import Filed, Manifest, Study
 from slmq_edge.study.inference import Inference, inference
 from slmq_edge.study.subjects import Subject, subjects
 from slmq_edge.tracks import cost
+from slmq_edge.tracks.cost import Row as CostRow
 from slmq_edge.tracks.cost import Table
 
 
@@ -35,7 +36,7 @@ class Document:
     accuracy: Accuracy
     inference: Inference
     cost: Table
-    costs: Mapping[str, cost.Row]
+    costs: Mapping[str, CostRow]
     papers: Mapping[str, str]
     newest: str | None
 
@@ -102,12 +103,12 @@ def _require(baseline: str | None, found: tuple[Subject, ...]) -> None:
         raise NotFound(f"no baseline of scheme {baseline} was measured; float schemes here: {told}")
 
 
-def _costs(study: Study) -> tuple[Table, Mapping[str, cost.Row]]:
+def _costs(study: Study) -> tuple[Table, Mapping[str, CostRow]]:
     """Track 3 of checkpoints and bundles: a row for each quantizing, and whose that is.
 
     What was exported keeps the cost of its checkpoint, so that several have one row.
     """
-    rows: dict[object, cost.Row] = {}
+    rows: dict[object, CostRow] = {}
     keys: dict[str, object] = {}
     for made in study.manifests:
         try:
@@ -125,5 +126,5 @@ def _costs(study: Study) -> tuple[Table, Mapping[str, cost.Row]]:
     return dataclasses.replace(table, prepared=engines), told
 
 
-def _cost(made: Filed[Manifest]) -> cost.Row:
+def _cost(made: Filed[Manifest]) -> CostRow:
     return dataclasses.replace(cost.read(made.value.folder), place=made.path)
