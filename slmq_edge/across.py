@@ -154,8 +154,7 @@ def _matrix(sides: Sequence[Side], aside: list[str]) -> Matrix | None:
     by_place: dict[str, list[Side]] = {}
     for side in sides:
         by_place.setdefault(key(_place(side.run)), []).append(side)
-    firsts = [members[0].run for members in by_place.values()]
-    names = distinct([_place_name(run) for run in firsts], [_place(run) for run in firsts])
+    names = place_names([members[0].run for members in by_place.values()])
     chosen = _baselines([*by_place.values()])
     kept: list[tuple[str, Side, list[Side]]] = []
     for name, baseline, members in zip(names, chosen, by_place.values(), strict=True):
@@ -204,6 +203,15 @@ def _place(run: Run) -> dict[str, Any]:
         "cores": told.get("cores"),
         "device": [run.device.name, run.device.kind],
     }
+
+
+def place_names(runs: Sequence[Run]) -> list[str]:
+    """How the place of every run is called: alike where it is one, and told apart where not."""
+    keys = [key(_place(run)) for run in runs]
+    places = dict(zip(keys, runs, strict=True))
+    names = distinct([*map(_place_name, places.values())], [*map(_place, places.values())])
+    called = dict(zip(places, names, strict=True))
+    return [called[one] for one in keys]
 
 
 def _place_name(run: Run) -> str:

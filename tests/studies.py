@@ -12,9 +12,10 @@ from typing import Any
 from slmq_edge import results
 from slmq_edge.caveats import Caveat
 from slmq_edge.results import Device, Run
+from slmq_edge.runner.trt import cache
 from slmq_edge.tracks.accuracy import results as evaluations
 from slmq_edge.tracks.accuracy.gap import SCORED
-from slmq_edge.tracks.accuracy.results import Evaluation
+from slmq_edge.tracks.accuracy.results import Evaluation, NextTokens, Window
 from tests.test_compare import run, with_artifact, with_series
 from tests.test_eval_results import evaluation, questions_task, text_task
 
@@ -140,6 +141,31 @@ def save_bundle(folder: Path, method: str, scheme: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "bundle.json").write_text(bundle(method, scheme))
     return folder
+
+
+def save_engine(folder: Path) -> Path:
+    """The sidecar of an engine that was built in 75 s."""
+    identity = cache.Identity("ab" * 32, 128, 192, 1, "", "10.3.0", "12.6", "87", "Orin")
+    key = cache.key(identity)
+    document = {
+        "format": cache.FORMAT,
+        "version": cache.VERSION,
+        "key": key,
+        "identity": identity._asdict(),
+        "scheme_ran": "w8a8",
+        "memory": {"cpu_peak_rss": 640_000_000},
+        "seconds": 75.0,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{key}.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def held_against(found: Evaluation, base: Evaluation, *windows: Window) -> Evaluation:
+    """An evaluation that was made with --against."""
+    told = NextTokens("wikitext2_windows", base.identity, "asked", windows)
+    return dataclasses.replace(found, next_tokens=(told,))
 
 
 def save_bench(folder: Path, error: str) -> Path:

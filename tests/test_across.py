@@ -293,6 +293,17 @@ def test_cli_compares_many_runs(files: list[Path]) -> None:
     assert len(invoke(*files, "--mixed-baselines", "--format", "csv").stdout.splitlines()) == 11
 
 
+def test_what_was_not_compared_passes_no_limit(files: list[Path]) -> None:
+    alone = files[0].with_name("alone.json")
+    save(on("pi", "smoothquant", 0.5), alone)
+    assert invoke(*files[6:], alone).exit_code == 0
+    failed = invoke(*files[6:], alone, "--fail-on", "decode=5%")
+    assert isinstance(failed.exception, SlmqError)
+    assert "not compared: SmolLM-135M on pi (ort): no run in full precision" in str(
+        failed.exception
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

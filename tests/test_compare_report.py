@@ -122,12 +122,12 @@ MARKDOWN = r"""
 | method | none | smoothquant |
 | scheme | fp32 | w4a8 -> w8a8 |
 | work in INT8 | 0.0 % | 78.9 % |
-| bits stored | linears 32, lm_head 32, embedding 32 | linears 8, lm_head 32, embedding 32 |
+| bits stored | linears 32, lm\_head 32, embedding 32 | linears 8, lm\_head 32, embedding 32 |
 | weights | float32 | int8 per channel, symmetric |
 | activations | float32 | per token, dynamic, symmetric |
 | bundle | aaaaaaaaaaaa | bbbbbbbbbbbb |
 
-Both: model SmolLM-135M; KV cache float32; lm_head float; runtime ort 1.23.0; device workbench
+Both: model SmolLM-135M; KV cache float32; lm\_head float; runtime ort 1.23.0; device workbench
 (cpu); numbers are measured; golden check passed, mean KL 1.5e-06; prompt 128 tokens; new
 tokens 64; batch 1.
 
@@ -140,16 +140,16 @@ tokens 64; batch 1.
 | prefill, 128 tokens | 64.0 tok/s | 128 tok/s | 2.00 | 2.00 to 2.00 | inconclusive |
 | time to first token | 2.00 s | 1.00 s | 2.00 | 2.00 to 2.00 | inconclusive |
 | decode, 64 tokens \* | 16.0 tok/s | 32.0 tok/s | 2.00 | 1.86 to 2.11 | inconclusive |
-| prefill: cpu_peak_rss | 800 MB | 400 MB | 2.00 |  | no interval |
-| prefill: cpu_rss_anon | 200 MB | n/a | n/a [2] |  |  |
-| decode: cpu_peak_rss | 700 MB | 300 MB | 2.33 |  | no interval |
-| decode: cpu_rss_anon | 200 MB | n/a | n/a [2] |  |  |
-| peak memory (cpu_peak_rss) \* | 800 MB | 400 MB | 2.00 |  | no interval |
+| prefill: cpu\_peak\_rss | 800 MB | 400 MB | 2.00 |  | no interval |
+| prefill: cpu\_rss\_anon | 200 MB | n/a | n/a [2] |  |  |
+| decode: cpu\_peak\_rss | 700 MB | 300 MB | 2.33 |  | no interval |
+| decode: cpu\_rss\_anon | 200 MB | n/a | n/a [2] |  |  |
+| peak memory (cpu\_peak\_rss) \* | 800 MB | 400 MB | 2.00 |  | no interval |
 
-**SLMQ_infer 177.9 (95 %: 172.8 to 181.9) against the baseline's own 86.6: inconclusive**
+**SLMQ\_infer 177.9 (95 %: 172.8 to 181.9) against the baseline's own 86.6: inconclusive**
 
-\* enters SLMQ_infer: 100 times the root mean square of the three ratios; its memory is the
-largest cpu_peak_rss over prefill and decode.
+\* enters SLMQ\_infer: 100 times the root mean square of the three ratios; its memory is the
+largest cpu\_peak\_rss over prefill and decode.
 95 %: of 10,000 draws with replacement of each run's repetitions, and of runs where there are
 several. Repetitions of one run know nothing of what another start of the machine or the
 process would give. inconclusive: the interval holds 1, there are fewer than 5 readings, or a

@@ -209,6 +209,13 @@ def test_perplexities_differ_relatively() -> None:
     assert row.is_shown
 
 
+def test_one_question_does_not_tell_two_apart() -> None:
+    for count, told in ((1, False), (2, True)):
+        before, after = text_task("wiki", [-300.0] * count), text_task("wiki", [-303.0] * count)
+        (row,) = gap.compare(evaluation(before), evaluation(after)).rows
+        assert row.is_shown is told
+
+
 def test_intervals_cover_what_they_promise() -> None:
     """Of 200 samples of 120 questions, some 95 % of intervals hold the true difference, -5 points.
 

@@ -190,15 +190,9 @@ def test_limits_of_next_tokens(place: Path) -> None:
 
 def test_one_window_has_no_interval() -> None:
     row = NextTokens("t", {"bundle_sha256": "a"}, "", (Window(10, 1.0, 2),))
-    (found,) = gaps._token_rows(
-        evaluation({"bundle_sha256": "a"}), evaluation({"bundle_sha256": "b"}, row), 100
-    )
+    found = gaps.of_tokens(row, 100)
     assert (found.kl, found.flips) == (0.1, 0.2)
     assert found.kl_interval is found.flips_interval is None
-
-
-def evaluation(identity: dict[str, Any], *found: NextTokens) -> results.Evaluation:
-    return results.Evaluation("", identity, {}, {}, 1.0, 0, 0, (), found)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,21 @@ from slmq_edge.study.answer import (
 from slmq_edge.study.collect import collect
 from slmq_edge.study.document import Document, document
 from slmq_edge.tracks.accuracy.gap import SCORED
-from tests.studies import digest, full, save, save_bench, scored, timed, twice
-from tests.test_eval_results import evaluation, half_wrong, questions_task
+from slmq_edge.tracks.accuracy.results import Evaluation, Window
+from tests.studies import (
+    BENCH,
+    ORIN,
+    digest,
+    full,
+    held_against,
+    save,
+    save_bench,
+    save_engine,
+    scored,
+    timed,
+    twice,
+)
+from tests.test_eval_results import evaluation, half_wrong, questions_task, text_task
 
 
 def study_of(folder: Path, **options: object) -> Document:
@@ -173,6 +186,14 @@ def test_other_questions_and_scores_of_0_have_no_ratio() -> None:
     assert accuracy.kept(base, none) == "a score of 0 on piqa has no ratio"
 
 
+def test_one_text_alone_tells_no_interval() -> None:
+    base, other = (evaluation(text_task("wikitext2_windows", [value])) for value in (-300, -310))
+    kept = accuracy.kept(base, other)
+    assert isinstance(kept, accuracy.Kept)
+    assert (kept.low, kept.high) == (None, None)
+    assert verdict(kept, within=50.0) == UNCLEAR
+
+
 def test_guessing_is_seen() -> None:
     guessing = evaluation(questions_task("piqa", half_wrong(100)))
     knowing = evaluation(questions_task("piqa", [index % 10 != 0 for index in range(100)]))
@@ -209,6 +230,26 @@ def test_without_a_baseline_there_are_figures_and_a_reason(tmp_path: Path) -> No
     assert row.decode == pytest.approx(32.0)
     assert row.faster is None
     assert "no float run" in str(row.reason)
+
+
+def test_what_has_no_baseline_is_in_the_place_where_it_ran(tmp_path: Path) -> None:
+    """A projection stands beside no measurement, and 15 W beside no 30 W."""
+    modes = [
+        dataclasses.replace(
+            timed(method, "w8a8", seconds),
+            environment={"cpu_model": "Example CPU", "power_mode": mode},
+        )
+        for method, seconds, mode in (("gptq", 2.0, "15W"), ("spinquant", 1.0, "30W"))
+    ]
+    projected = dataclasses.replace(timed("omniquant", "w8a8", 0.5), origin="projected")
+    save(tmp_path, *modes, projected)
+    found = study_of(tmp_path)
+    assert {row.place.name for row in found.inference.rows} == {
+        "workbench (ort) [power mode 15W]",
+        "workbench (ort) [power mode 30W]",
+        "workbench (ort, projected)",
+    }
+    assert all(one.pick(FASTEST) is None for one in found.answers)
 
 
 def test_a_device_has_its_own_baseline(tmp_path: Path) -> None:
@@ -328,6 +369,126 @@ def test_simulated_and_deployed_are_a_step(tmp_path: Path) -> None:
         ("deployment", "simulated", "ort"),
         ("loss", "ort", "simulated"),
     ]
+
+
+def of_checkpoint(found: Evaluation, name: str) -> Evaluation:
+    """The same of a simulation."""
+    identity = {**found.identity, "runtime": "simulated", "checkpoint_sha256": digest(name)}
+    del identity["bundle_sha256"]
+    return dataclasses.replace(found, identity=identity)
+
+
+def test_of_two_simulations_nobody_knows_which_was_deployed(tmp_path: Path) -> None:
+    simulated = [of_checkpoint(scored("gptq", "w8a8", wrong), str(wrong)) for wrong in (1, 2)]
+    save(tmp_path, scored("none", "fp32"), *simulated, scored("gptq", "w8a8", wrong=3))
+    assert {one.kind for one in study_of(tmp_path).accuracy.steps} == {"loss"}
+
+
+def test_what_was_deployed_otherwise_than_asked_is_held_against_what_was_asked(
+    tmp_path: Path,
+) -> None:
+    made = timed("gptq", "w8a8", 2.0, scheme_requested="w4a8")
+    save(tmp_path, made, scored("gptq", "w8a8"), of_checkpoint(scored("gptq", "w4a8"), "c"))
+    (step,) = study_of(tmp_path).accuracy.steps
+    assert (step.kind, step.base.scheme, step.other.scheme) == ("deployment", "w4a8", "w8a8")
+
+
+def test_next_tokens_are_kept_of_what_was_scored_task_by_task(tmp_path: Path) -> None:
+    base, whole = scored("none", "fp32"), scored("gptq", "w4a8", wrong=20)
+    first, *others = (dataclasses.replace(whole, tasks=(task,)) for task in whole.tasks)
+    told = held_against(others[-1], base, Window(100, 2.0, 1), Window(50, 4.0, 5))
+    save(tmp_path, first, *others[:-1], told)
+    (found,) = study_of(tmp_path).accuracy.tokens
+    assert found.subject.method == "gptq"
+    assert found.against == base.identity
+    assert [found.row.kl, found.row.flips] == pytest.approx([6 / 150, 6 / 150])
+    assert [*(found.row.kl_interval or ())] == pytest.approx([0.02, 0.08])
+
+
+def test_tasks_are_drawn_independently() -> None:
+    """Six tasks alike: what is kept of them is surer than of one by the root of six."""
+    base, other = scored("none", "fp32"), scored("gptq", "w4a8", wrong=20)
+    alike = [
+        dataclasses.replace(
+            one, tasks=tuple(dataclasses.replace(one.tasks[0], name=f"t{i}") for i in range(6))
+        )
+        for one in (base, other)
+    ]
+    single = [dataclasses.replace(one, tasks=one.tasks[:1]) for one in alike]
+    widths = []
+    for before, after in (alike, single):
+        kept = accuracy.kept(before, after)
+        assert isinstance(kept, accuracy.Kept)
+        assert kept.high is not None
+        assert kept.low is not None
+        widths.append(kept.high - kept.low)
+    assert widths[1] / widths[0] == pytest.approx(6**0.5, rel=0.15)
+
+
+def test_models_of_one_name_are_two_where_their_files_are(tmp_path: Path) -> None:
+    answers = [
+        evaluation(questions_task("piqa", half_wrong(100)), files={"model.safetensors": one * 64})
+        for one in "ab"
+    ]
+    answers.append(evaluation(questions_task("arc_easy", half_wrong(100)), **answers[0].identity))
+    save(tmp_path, *answers)
+    found = study_of(tmp_path).subjects
+    assert sorted(len(one.evaluations[0].value.tasks) for one in found) == [1, 2]
+    assert len({one.name for one in found}) == 2
+
+
+def test_what_has_no_digest_is_of_its_method(tmp_path: Path) -> None:
+    save(
+        tmp_path,
+        timed("gptq", "w8a8", 2.0, bundle_sha256=""),
+        timed("smoothquant", "w8a8", 2.0, bundle_sha256=""),
+    )
+    assert [one.method for one in study_of(tmp_path).subjects] == ["gptq", "smoothquant"]
+
+
+def test_exports_of_one_checkpoint_have_its_cost(tmp_path: Path) -> None:
+    folder = full(tmp_path)
+    copy = folder / "made" / "again"
+    copy.mkdir()
+    document_ = json.loads((folder / "made" / "w8a8" / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps({**document_, "files": {"another": {}}}))
+    found = study_of(folder)
+    assert len(found.cost.rows) == 2
+    assert set(found.costs) == {"made/w8a8", "made/w4a8", "made/again"}
+    assert found.costs["made/again"].score == found.costs["made/w8a8"].score
+
+
+def test_engines_in_a_bundle_and_beside_it_are_found(tmp_path: Path) -> None:
+    folder = full(tmp_path)
+    path = save_engine(folder / "made" / "w8a8" / "engines")
+    (built,) = study_of(folder).cost.prepared
+    assert (built.seconds, built.memory_bytes, built.device) == (75.0, 640_000_000, "Orin")
+    path.rename(folder / path.name)
+    assert study_of(folder).cost.prepared == (built,)
+    (folder / path.name).write_text('{"format": "slmq-edge-trt-engine"}')
+    found = study_of(folder)
+    assert [one.path for one in found.study.unread] == [path.name]
+    assert found.cost.prepared == ()
+
+
+def test_results_of_like_names_are_told_apart(tmp_path: Path) -> None:
+    for where, device in (("gpu", ORIN), ("cpu", BENCH)):
+        runs = (timed("none", "fp32", 4.0, device), timed("smoothquant", "w8a8", 2.0, device))
+        save(tmp_path / where / "results", *runs)
+    roots = [tmp_path / where / "results" for where in ("gpu", "cpu")]
+    assert {one.path for one in collect(roots).runs} == {
+        f"{where}/results/{name}" for where in ("gpu", "cpu") for name in ("00.json", "01.json")
+    }
+    files = [root / name for root in roots for name in ("00.json", "01.json")]
+    assert len(document(collect(files)).inference.rows) == 4
+
+
+def test_a_file_that_cannot_be_opened_is_told_of(tmp_path: Path) -> None:
+    save(tmp_path, timed("none", "fp32", 4.0))
+    (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere.json")
+    (unread,) = collect([tmp_path]).unread
+    assert unread.path == "gone.json"
+    assert "cannot be read" in unread.reason
 
 
 def test_costs_are_of_the_manifests(tmp_path: Path) -> None:

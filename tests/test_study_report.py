@@ -17,17 +17,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+from slmq_edge.caveats import IMPLAUSIBLE, Caveat
 from slmq_edge.commands.report import app
 from slmq_edge.errors import NotFound, SlmqError, UsageError
-from slmq_edge.reports.study import WRITERS
+from slmq_edge.reports.study import WRITERS, figures
 from slmq_edge.reports.study.contents import contents
 from slmq_edge.reports.study.html import html
 from slmq_edge.reports.study.layout import NOTHING, Cell, Table, line, tidied
 from slmq_edge.reports.study.plain import terminal
+from slmq_edge.results import Counts
 from slmq_edge.study.collect import Filed, Study, collect
 from slmq_edge.study.document import Document, document
-from slmq_edge.tracks.accuracy.results import Evaluation
-from tests.studies import ORIN, full, renamed, save, save_bench, scored, timed
+from slmq_edge.tracks.accuracy.results import Evaluation, Window
+from tests.studies import (
+    ORIN,
+    full,
+    held_against,
+    renamed,
+    save,
+    save_bench,
+    save_engine,
+    scored,
+    timed,
+)
+from tests.test_compare import with_artifact
 
 HOSTILE = '<script>alert("1")</script>&amp;\'|`*\x1b[31m\x00 {x} ]]> <!-- \u202e'
 # Of elements that have no end.
@@ -129,8 +142,8 @@ def test_every_table_scrolls_by_itself_and_is_rectangular(found: Document) -> No
 def test_the_answer_comes_first(found: Document) -> None:
     text = check(html(found)).text
     assert re.search(
-        r"Take smoothquant w8a8: it decodes fastest, 31\.\d tok/s, [12]\.\d\d\N{MULTIPLICATION SIGN} "
-        r"\[1\.9\d, 2\.0\d\] of none fp32, SLMQ_perf 100\.0 \[100\.0, 100\.0\]\.",
+        r"Take smoothquant w8a8: it decodes fastest, 31\.\d tok/s, [12]\.\d\d\N{MULTIPLICATION SIGN}"
+        r" \[1\.9\d, 2\.0\d\] of none fp32, SLMQ_perf 100\.0 \[100\.0, 100\.0\]\.",
         text,
     )
     assert text.index("Take smoothquant") < text.rindex("All candidates")
@@ -229,6 +242,60 @@ def test_a_part_of_a_study_is_reported_in_every_format(
     if kind == "no baseline" and name == "terminal":
         assert "no float run of this model" in text
         assert "full precision was not scored" in text
+
+
+def test_next_tokens_and_engines_are_in_every_format(tmp_path: Path) -> None:
+    base = scored("none", "fp32")
+    other = held_against(scored("gptq", "w4a8", wrong=9), base, Window(90, 1.8, 9), Window(9, 1, 0))
+    folder = save(tmp_path, base, other, timed("gptq", "w4a8", 2.0))
+    save_engine(folder / "engines")
+    told = document(collect([folder]))
+    for name in ("html", "md", "terminal"):
+        words = " ".join(re.sub(r"<[^>]*>|\|", " ", WRITERS[name](told)).split())
+        assert "2.8e-02 [2.0e-02, 1.1e-01]" in words
+        assert "9.09 % [0.00, 10.00]" in words
+        assert "75.0 s 640 MB" in words
+    found = json.loads(WRITERS["json"](told))
+    assert found["next_tokens"][0]["kl"] == pytest.approx(2.8 / 99)
+    assert found["costs"]["prepared"][0]["seconds"] == 75.0
+
+
+def test_a_figure_that_nobody_checked_or_counted_is_not_said_to_be(tmp_path: Path) -> None:
+    counts = Counts(0, 0, 0)
+    runs = [
+        dataclasses.replace(with_artifact(one, counts=counts), golden={}, origin="published")
+        for one in (timed("none", "fp32", 4.0), timed("smoothquant", "w8a8", 2.0))
+    ]
+    told = check(html(document(collect([save(tmp_path, *runs)])))).text
+    assert "golden check not checked" in told
+    assert "passed" not in told
+    assert "0.000 G" not in told
+
+
+def test_what_leaves_nothing_to_choose_is_said(tmp_path: Path) -> None:
+    wrong = Caveat(IMPLAUSIBLE, "more than memory allows", {})
+    runs = timed("none", "fp32", 4.0), timed("gptq", "w8a8", 2.0)
+    odd = [dataclasses.replace(one, caveats=(wrong,)) for one in runs]
+    told = " ".join(terminal(document(collect([save(tmp_path, *odd)]))).split())
+    assert "Nothing to choose: none fp32 and gptq w8a8 cannot be" in told
+    assert "lose more than the margin." not in told
+
+
+def test_every_artifact_has_its_place_in_the_plot_of_sizes(tmp_path: Path) -> None:
+    """Though it was timed on the second device alone."""
+    save(
+        tmp_path,
+        timed("none", "fp32", 4.0),
+        timed("none", "fp32", 4.0, ORIN),
+        timed("smoothquant", "w8a8", 2.0),
+        timed("gptq", "w4a8", 2.0, ORIN),
+        *(scored(*one) for one in (("none", "fp32"), ("smoothquant", "w8a8"), ("gptq", "w4a8"))),
+    )
+    first, *_ = figures.trade_offs(document(collect([tmp_path])))
+    titles = re.findall(r"<title>([^:<]+): x", first.svg)
+    assert sorted(titles) == [
+        "gptq w4a8, gptq", "none fp32, none", "smoothquant w8a8, smoothquant"
+    ]  # fmt: skip
 
 
 # --- what files say is words -------------------------------------------------------------

@@ -113,8 +113,9 @@ def compare(
         check_output(output, force)
 
     loaded = [load(path) for path in paths]
+    aside: tuple[str, ...] = ()
     if runs:
-        text, compared = _of_many(loaded, mixed_baselines, chosen)
+        text, compared, aside = _of_many(loaded, mixed_baselines, chosen)
     else:
         count = len(baselines or ())
         text, compared = _of_pairs(loaded[:count], loaded[count:], known, chosen)
@@ -123,7 +124,7 @@ def compare(
     else:
         write_text_atomically(output, text, force)
         typer.echo(f"written: {output}", err=True)
-    _require_within(compared, limits)
+    _require_within(compared, limits, aside)
 
 
 def _require_one_way(
@@ -149,17 +150,25 @@ def _of_pairs(
     return render(compared, format), compared
 
 
-def _of_many(runs: list[Run], mixed: bool, format: str) -> tuple[str, list[Comparison]]:
+def _of_many(
+    runs: list[Run], mixed: bool, format: str
+) -> tuple[str, list[Comparison], tuple[str, ...]]:
+    """The report, what it compares, and what it could not."""
     from slmq_edge.across import across
     from slmq_edge.reports.across import WRITERS
 
     found = across(runs, mixed)
     compared = [cell.comparison for matrix in found.matrices for cell in matrix.cells()]
-    return WRITERS[format](found), compared
+    return WRITERS[format](found), compared, found.aside
 
 
-def _require_within(compared: list[Comparison], limits: list[Limit]) -> None:
-    """Say on stderr what cannot be told, and raise SlmqError with what is beyond a limit."""
+def _require_within(
+    compared: list[Comparison], limits: list[Limit], aside: tuple[str, ...]
+) -> None:
+    """Say on stderr what cannot be told, and raise SlmqError with what is beyond a limit.
+
+    What was not compared would pass any limit unseen: it is refused.
+    """
     from slmq_edge.errors import SlmqError
     from slmq_edge.regressions import check
     from slmq_edge.reports.regressions import told
@@ -172,6 +181,8 @@ def _require_within(compared: list[Comparison], limits: list[Limit]) -> None:
     if beyond:
         asked = ", ".join(limit.text for limit in limits)
         raise SlmqError(f"beyond --fail-on {asked}: {'; '.join(beyond)}")
+    if limits and aside:
+        raise SlmqError(f"--fail-on cannot be told of what was not compared: {'; '.join(aside)}")
 
 
 def _refuse_input(output: Path, runs: list[Path]) -> None:

@@ -1,14 +1,12 @@
-"""What the reports on accuracy share: names, values and tables."""
+"""What the reports on accuracy share: names and values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from slmq_edge.reports.format import UNKNOWN
 from slmq_edge.tracks.accuracy.results import MEAN
-
-Table = Sequence[Sequence[str]]
 
 
 def label(identity: Mapping[str, Any]) -> str:
@@ -29,31 +27,13 @@ def value_text(kind: str, value: float) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:.4g}"
 
 
+def interval_text(ends: tuple[float, float] | None, digits: str, factor: float = 1) -> str:
+    """[1.2, 3.4], of ends times ``factor``; nothing where there is no interval."""
+    if ends is None:
+        return ""
+    low, high = (format(factor * end, digits) for end in ends)
+    return f"[{low}, {high}]"
+
+
 def limit_text(limit: int | None) -> str:
     return "none" if limit is None else str(limit)
-
-
-def aligned(rows: Table, texts: int) -> str:
-    """Columns two blanks apart; the first ``texts`` to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" if place < texts else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def piped(rows: Table, texts: int) -> str:
-    """GitHub's Markdown."""
-    head, *body = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
-    ruler = ["---" if place < texts else "---:" for place in range(len(rows[0]))]
-    return "\n".join([head, "|" + "|".join(ruler) + "|", *body])
-
-
-def escaped(text: str) -> str:
-    """Keep a name from ending a cell or starting an emphasis."""
-    for character in "\\|*`<_":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())

@@ -18,7 +18,7 @@ from slmq_edge.quantities import MEMORY, SPEED
 from slmq_edge.rankings import PREFILL, SCORE
 from slmq_edge.reports.compare import INTERVAL, range_text
 from slmq_edge.reports.format import UNKNOWN
-from slmq_edge.reports.tables import aligned, bullets, escaped, filled, piped
+from slmq_edge.reports.tables import bullets, escaped, filled, folded, piped
 from slmq_edge.transfer import Transfer
 
 FORMAT, VERSION = "slmq-edge-across", 1
@@ -52,11 +52,11 @@ def terminal(found: Across) -> str:
     for matrix in found.matrices:
         parts.append(filled(title(matrix)))
         parts += [filled(matrix.mixed, "! ")] if matrix.mixed else []
-        parts.append(aligned([PLACES, *map(_place, matrix.places)], texts=5, cell=28))
-        parts.append(aligned([HEADINGS, *_rows(matrix)], texts=3, cell=FOLD))
+        parts.append(folded([PLACES, *map(_place, matrix.places)], texts=5, cell=28))
+        parts.append(folded([HEADINGS, *_rows(matrix)], texts=3, cell=FOLD))
         if matrix.transfers:
             table = [TRANSFERS, *map(_transfer, matrix.transfers)]
-            parts.append(aligned(table, texts=3, cell=FOLD))
+            parts.append(folded(table, texts=3, cell=FOLD))
         notes = [filled(note, "! ") for note in _notes(matrix)]
         parts += ["\n".join(notes)] if notes else []
     parts += ["\n".join(filled(f"not compared: {line}", "! ") for line in found.aside)]

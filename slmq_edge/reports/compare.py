@@ -25,7 +25,7 @@ from slmq_edge.reports.format import (
     seconds_text,
     share_text,
 )
-from slmq_edge.reports.tables import WIDTH, aligned, bullets, escaped, filled, piped
+from slmq_edge.reports.tables import WIDTH, bullets, escaped, filled, folded, piped
 from slmq_edge.results import Run
 from slmq_edge.runner.manifest import TRT
 from slmq_edge.sides import Side
@@ -70,11 +70,11 @@ def terminal(comparison: Comparison) -> str:
     parts = [filled(title(comparison))]
     parts += ["\n".join(filled(note, "! ") for note in comparison.notes)]
     if varying:
-        parts.append(aligned([("what ran", "baseline", "candidate"), *varying], texts=3))
+        parts.append(folded([("what ran", "baseline", "candidate"), *varying], texts=3))
     if equal:
         listed = "; ".join(f"{name} {text}" for name, text in equal)
         parts.append(filled(listed, "both: "))
-    parts.append(aligned([HEADINGS, *_cells(comparison, footnotes)], texts=1))
+    parts.append(folded([HEADINGS, *_cells(comparison, footnotes)], texts=1))
     parts.append("\n".join(filled(line) for line in _score_lines(comparison)))
     parts.append("\n".join(filled(text, f"[{n}] ") for text, n in footnotes.items()))
     parts.append("\n".join(filled(line, "! ") for line in _caveats(comparison)))
@@ -194,7 +194,7 @@ def what_ran(run: Run) -> dict[str, str]:
         "runtime": _runtime(run),
         "device": f"{device.name} ({device.kind})",
         "numbers are": run.origin,
-        "golden check": _golden(run),
+        "golden check": golden_text(run),
         "bundle": ran.bundle_sha256[:12] or UNKNOWN,
         "prompt": f"{run.workload.prompt_tokens} tokens",
         "new tokens": str(run.workload.new_tokens),
@@ -222,7 +222,7 @@ def _runtime(run: Run) -> str:
     return f"{kind} {version}" if version else kind
 
 
-def _golden(run: Run) -> str:
+def golden_text(run: Run) -> str:
     """A run is only written where the golden check has passed; a published figure has none."""
     if not run.golden:
         return "not checked"

@@ -9,9 +9,10 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from slmq_edge.reports.format import UNKNOWN, bytes_text, seconds_text
+from slmq_edge.reports.tables import aligned, escaped, piped
 from slmq_edge.tracks.cost import Row, Table, described
 from slmq_edge.tracks.preparing import Prepared
 
@@ -75,41 +76,23 @@ EXPLANATION = (
 def terminal(table: Table) -> str:
     """Columns two blanks apart, numbers to the right."""
     notes = [f"! {note}" for note in table.notes]
-    lines = _aligned([HEADINGS, *map(_cells, table.rows)], words=4)
-    parts = [[*lines, "", *_measured(table), EXPLANATION, *notes]] if table.rows else []
+    lines = aligned([HEADINGS, *map(_cells, table.rows)], texts=4)
+    parts = [[lines, "", *_measured(table), EXPLANATION, *notes]] if table.rows else []
     if table.prepared:
-        below = _aligned([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], words=7)
-        parts.append([PREPARING, *below, "", PREPARED_NOTE])
+        below = aligned([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], texts=7)
+        parts.append([PREPARING, below, "", PREPARED_NOTE])
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
-
-
-def _aligned(rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Lines of columns, the first few of words."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:<{width}}" if index < words else f"{cell:>{width}}"
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
 
 
 def markdown(table: Table) -> str:
     """GitHub's Markdown."""
-    lines = [f"- {_escaped(line)}" for line in (*_measured(table), EXPLANATION, *table.notes)]
-    rows = _piped([HEADINGS, *map(_cells, table.rows)], words=4)
-    parts = [[*rows, "", *lines]] if table.rows else []
+    lines = [f"- {escaped(line)}" for line in (*_measured(table), EXPLANATION, *table.notes)]
+    rows = piped([HEADINGS, *map(_cells, table.rows)], texts=4)
+    parts = [[rows, "", *lines]] if table.rows else []
     if table.prepared:
-        below = _piped([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], words=7)
-        parts.append([f"**{PREPARING}**", "", *below, "", f"- {_escaped(PREPARED_NOTE)}"])
+        below = piped([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], texts=7)
+        parts.append([f"**{PREPARING}**", "", below, "", f"- {escaped(PREPARED_NOTE)}"])
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
-
-
-def _piped(rows: Sequence[Sequence[str]], words: int) -> list[str]:
-    head, *others = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
-    ruler = "|" + "|".join("---" if i < words else "---:" for i in range(len(rows[0]))) + "|"
-    return [head, ruler, *others]
 
 
 def comma_separated(table: Table) -> str:
@@ -169,9 +152,3 @@ def _prepared_cells(one: Prepared) -> tuple[str, ...]:
 def _measured(table: Table) -> list[str]:
     groups = list(dict.fromkeys(row.group for row in table.rows))
     return [f"{group.model}: quantized on {described(group)}" for group in groups]
-
-
-def _escaped(text: str) -> str:
-    for character in "\\|*_`<":
-        text = text.replace(character, f"\\{character}")
-    return text

@@ -6,8 +6,9 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 
-from slmq_edge.reports.accuracy import aligned, escaped, label, limit_text, piped, value_text
+from slmq_edge.reports.accuracy import label, limit_text, value_text
 from slmq_edge.reports.format import rate_text, seconds_text
+from slmq_edge.reports.tables import aligned, escaped, piped
 from slmq_edge.tracks.accuracy.results import MEAN, Evaluation, Metric, TaskResult, to_json
 
 HEADINGS = ("task", "metric", "value", "stderr", "questions", "limit")

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from slmq_edge.errors import SlmqError
 from slmq_edge.limits import Limit
-from slmq_edge.reports.accuracy import aligned, escaped, label, limit_text, piped, value_text
+from slmq_edge.reports.accuracy import interval_text, label, limit_text, value_text
+from slmq_edge.reports.tables import WIDTH, aligned, escaped, piped
 from slmq_edge.tracks.accuracy.gap import COVERED, Gap, Row, TokenRow, exceeded
 from slmq_edge.tracks.accuracy.results import MEAN
 
 FORMAT, VERSION = "slmq-edge-gap", 1
-WIDTH = 95  # of what is said below a table
 HEADINGS = (
     "task", "metric", "base", "other", "difference", f"{100 * COVERED:.0f} %", "flips %", "KL",
     "n", "limit",
@@ -156,18 +156,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _token_cells(row: TokenRow) -> tuple[str, ...]:
-    def between(interval: tuple[float, float] | None, text: str, factor: float) -> str:
-        if interval is None:
-            return ""
-        low, high = (format(factor * end, text) for end in interval)
-        return f"[{low}, {high}]"
-
     return (
         row.task,
         f"{row.kl:.3g}",
-        between(row.kl_interval, ".3g", 1),
+        interval_text(row.kl_interval, ".3g"),
         f"{100 * row.flips:.2f}",
-        between(row.flips_interval, ".2f", 100),
+        interval_text(row.flips_interval, ".2f", 100),
         str(row.positions),
         str(row.windows),
     )

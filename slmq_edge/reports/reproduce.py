@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator
 
-from slmq_edge.reports.accuracy import aligned
 from slmq_edge.reports.format import bytes_text, rate_text
+from slmq_edge.reports.tables import aligned
 from slmq_edge.reproduce import DRIFTED, MATCH, Figure, Reproduction
 
 HEADINGS = ("figure", "then", "now", "change", "95 %", "verdict")

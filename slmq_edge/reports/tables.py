@@ -12,26 +12,28 @@ CELL = 32  # of these, for one cell at most
 Table = Sequence[Sequence[str]]
 
 
-def aligned(rows: Table, texts: int, cell: int = CELL) -> str:
-    """Columns two blanks apart; the first ``texts`` to the left, others to the right.
-
-    A cell longer than ``cell``, or of the others `CELL`, takes several lines.
-    """
-    lines: list[list[str]] = []
-    for row in rows:
-        folded = [
-            textwrap.wrap(text, cell if place < texts else CELL) or [""]
-            for place, text in enumerate(row)
-        ]
-        lines += map(list, itertools.zip_longest(*folded, fillvalue=""))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+def aligned(rows: Table, texts: int) -> str:
+    """Columns two blanks apart; the first ``texts`` to the left, others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
             f"{text:<{width}}" if place < texts else f"{text:>{width}}"
-            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for line in lines
+        for row in rows
     )
+
+
+def folded(rows: Table, texts: int, cell: int = CELL) -> str:
+    """The same, where a cell longer than ``cell``, or of the others `CELL`, takes several lines."""
+    lines: list[list[str]] = []
+    for row in rows:
+        parts = [
+            textwrap.wrap(text, cell if place < texts else CELL) or [""]
+            for place, text in enumerate(row)
+        ]
+        lines += map(list, itertools.zip_longest(*parts, fillvalue=""))
+    return aligned(lines, texts)
 
 
 def filled(text: str, start: str = "") -> str:
@@ -55,6 +57,6 @@ def bullets(lines: Iterable[str]) -> str:
 
 def escaped(text: str) -> str:
     """Keep a name from ending a cell, starting an emphasis, or being taken for a tag."""
-    for character in "\\|*`<":
+    for character in "\\|*_`<":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

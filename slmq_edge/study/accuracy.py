@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from slmq_edge.errors import SlmqError
 from slmq_edge.study.collect import Filed
 from slmq_edge.study.subjects import SIMULATED, TORCH, Subject
 from slmq_edge.tracks.accuracy import gap
-from slmq_edge.tracks.accuracy.gap import COVERED, SCORED, SEED, Gap
+from slmq_edge.tracks.accuracy.gap import COVERED, SCORED, SEED, Gap, TokenRow
 from slmq_edge.tracks.accuracy.results import (
     MEAN,
     Evaluation,
@@ -83,12 +84,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Next tokens of a subject on one text. against: identity of what they were held against."""
+
+    subject: Subject
+    against: Mapping[str, Any]
+    row: TokenRow
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """tasks: all that were asked, the paper's first."""
 
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     steps: tuple[Step, ...]
+    tokens: tuple[Tokens, ...] = ()
 
     def of(self, subject: Subject) -> Row | None:
         """The row of a subject; of several, the one that keeps something, then the first."""
@@ -108,7 +119,13 @@ def accuracy(found: Sequence[Subject], baseline: str | None = None) -> Accuracy:
         for one in found
         for scored in one.evaluations
     ]
-    return Accuracy(tuple(tasks), tuple(rows), tuple(_steps(found, baseline)))
+    tokens = [
+        Tokens(one, told.base, gap.of_tokens(told, DRAWS))
+        for one in found
+        for scored in one.evaluations
+        for told in scored.value.next_tokens
+    ]
+    return Accuracy(tuple(tasks), tuple(rows), tuple(_steps(found, baseline)), tuple(tokens))
 
 
 def references(found: Sequence[Subject], model: str, baseline: str | None) -> list[Subject]:
@@ -150,12 +167,13 @@ def kept(base: Evaluation, other: Evaluation, draws: int = DRAWS) -> Kept | str:
         ratios.append(
             values[1] / values[0] if headline(before).kind == MEAN else values[0] / values[1]
         )
-    drawn = [_drawn(*pair, draws) for pair in scored]
+    drawn = [_drawn(*pair, draws, stream) for stream, pair in enumerate(scored)]
     with np.errstate(invalid="ignore"):
         together = 100 * np.sqrt(np.mean(np.square(drawn), axis=0))
         tail = 100 * (1 - COVERED) / 2
         low, high = (float(edge) for edge in np.percentile(together, [tail, 100 - tail]))
-    known = math.isfinite(low) and math.isfinite(high)
+    repeated = min(len(before.questions) for before, _ in scored) > 1  # one alone shows no noise
+    known = repeated and math.isfinite(low) and math.isfinite(high)
     value = 100 * math.sqrt(math.fsum(ratio**2 for ratio in ratios) / len(ratios))
     is_perf = {*names} == {*SCORED.values()}
     return Kept(value, low if known else None, high if known else None, names, is_perf)
@@ -190,16 +208,17 @@ def guessed(scored: Evaluation) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _drawn(before: TaskResult, after: TaskResult, draws: int) -> NDArray[np.float64]:
+def _drawn(before: TaskResult, after: TaskResult, draws: int, stream: int) -> NDArray[np.float64]:
     """Ratios of so many draws, float64 [draws]; infinite where the reference had nothing right.
 
     Questions that both answer alike are drawn together, by how many they are: the same
-    distribution, and of thousands of questions a handful of kinds.
+    distribution, and of thousands of questions a handful of kinds. stream: whose random numbers
+    these are: the questions of two tasks are drawn independently.
     """
     metric = headline(before)
     sides = [column for task in (before, after) for column in columns(metric, task.questions)]
     kinds, counts = np.unique(np.stack(sides, axis=1), axis=0, return_counts=True)
-    generator = np.random.default_rng(SEED)
+    generator = np.random.default_rng((SEED, stream))
     drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=draws)
     sums = drawn @ kinds
     base = combine(metric.kind, sums[:, 0], sums[:, 1])
@@ -215,20 +234,26 @@ def _steps(found: Sequence[Subject], baseline: str | None) -> list[Step]:
     for one in found:
         if not one.evaluations:
             continue
-        simulated = [
-            other
-            for other in found
-            if other.runtime == SIMULATED
-            and other.evaluations
-            and (other.model, other.method, other.scheme) == (one.model, one.method, one.scheme)
-        ]
+        simulated = [other for other in found if _is_simulation(other, one)]
         known = references(found, one.model, baseline)
         full = [] if one in known[:1] else [other for other in known if other != one]
         if full:
             steps += _step("loss", full[0], one)
-        if one.is_artifact and simulated:
+        if one.is_artifact and len(simulated) == 1:  # of several, nobody knows which it is
             steps += _step("deployment", simulated[0], one)
     return steps
+
+
+def _is_simulation(other: Subject, one: Subject) -> bool:
+    """Whether ``other`` may be what ``one`` was made of; where both have a manifest, is."""
+    if other.runtime != SIMULATED or not other.evaluations:
+        return False
+    if (other.model, other.method) != (one.model, one.method):
+        return False
+    made = [each.manifest.value.document for each in (other, one) if each.manifest]
+    if len(made) == 2 and made[0].get("cost") != made[1].get("cost"):
+        return False  # an export keeps what its checkpoint took, to the last digit
+    return other.scheme in (one.asked or one.scheme, one.scheme)
 
 
 def _step(kind: str, base: Subject, other: Subject) -> list[Step]:

@@ -17,13 +17,16 @@ from typing import Any, Generic, Literal, TypeVar
 from slmq_edge import results
 from slmq_edge.analysis import distributions
 from slmq_edge.analysis.distributions import Distributions
-from slmq_edge.errors import Damaged, SlmqError, Unsupported
+from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported
 from slmq_edge.files import MANIFESTS, existing, manifest_of
 from slmq_edge.results import Run
+from slmq_edge.runner.trt import cache
 from slmq_edge.study import bench
 from slmq_edge.study.bench import Cell
+from slmq_edge.tracks import preparing
 from slmq_edge.tracks.accuracy import results as evaluations
 from slmq_edge.tracks.accuracy.results import Evaluation
+from slmq_edge.tracks.preparing import Prepared
 
 T = TypeVar("T")
 OURS = b'"slmq-edge-'
@@ -59,13 +62,14 @@ class Unread:
 
 @dataclass(frozen=True)
 class Study:
-    """What was found. cells: of benches, where they are not done."""
+    """What was found. engines: what building each took; cells: of benches, those not done."""
 
     runs: tuple[Filed[Run], ...] = ()
     evaluations: tuple[Filed[Evaluation], ...] = ()
     manifests: tuple[Filed[Manifest], ...] = ()
     analyses: tuple[Filed[Mapping[str, Any]], ...] = ()
     distributions: tuple[Filed[Distributions], ...] = ()
+    engines: tuple[Filed[Prepared], ...] = ()
     benches: tuple[Filed[Mapping[str, Any]], ...] = ()
     cells: tuple[Filed[Cell], ...] = ()
     unread: tuple[Unread, ...] = ()
@@ -99,9 +103,9 @@ def collect(paths: Sequence[Path]) -> Study:
     for path in paths:
         existing(path, "result")
         if path.is_dir():
-            _folder(path, len(paths) > 1, shelf)
+            _folder(path, f"{_name(path, paths)}/" if len(paths) > 1 else "", shelf)
         elif _is_ours(path):
-            _file(path, path.name, shelf, named=True)
+            _file(path, _name(path, paths), shelf, named=True)
         else:
             raise Unsupported(f"{path} is no document of slmq-edge")
     study = Study(**{name: tuple(items) for name, items in shelf.found.items()})
@@ -113,8 +117,17 @@ def collect(paths: Sequence[Path]) -> Study:
     return study
 
 
-def _folder(root: Path, several: bool, shelf: _Shelf) -> None:
-    prefix = f"{root.resolve().name}/" if several else ""
+def _name(path: Path, paths: Sequence[Path]) -> str:
+    """The last part of a path; more of it where another that was given ends alike."""
+    whole = path.resolve()
+    others = {other.resolve() for other in paths} - {whole}
+    for count in range(1, len(whole.parts)):
+        if all(other.parts[-count:] != whole.parts[-count:] for other in others):
+            return Path(*whole.parts[-count:]).as_posix()
+    return whole.as_posix()
+
+
+def _folder(root: Path, prefix: str, shelf: _Shelf) -> None:
     for path in _documents(root):
         name = prefix + path.relative_to(root).as_posix()
         try:
@@ -134,7 +147,7 @@ def _documents(root: Path) -> Iterator[Path]:
             below.clear()
         for name in made or sorted(files):
             path = Path(folder) / name
-            if made or (name.endswith(".json") and _is_ours(path)):
+            if made or (name.endswith(".json") and _may_be_ours(path)):
                 yield path
 
 
@@ -148,6 +161,14 @@ def is_result(path: Path) -> bool:
         return False
 
 
+def _may_be_ours(path: Path) -> bool:
+    """Whether it says so; what cannot be read may be."""
+    try:
+        return _is_ours(path)
+    except SlmqError:
+        return True
+
+
 def _is_ours(path: Path) -> bool:
     """Whether it says so itself, at its beginning."""
     try:
@@ -159,7 +180,10 @@ def _is_ours(path: Path) -> bool:
 
 def _file(path: Path, name: str, shelf: _Shelf, named: bool = False) -> None:
     """Put a document where it belongs; reports on such are passed over, unless they are named."""
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(content).hexdigest()
     if not shelf.is_new(digest):
         return
@@ -169,6 +193,8 @@ def _file(path: Path, name: str, shelf: _Shelf, named: bool = False) -> None:
             folder = Path(name).parent.as_posix()
             place = path.parent.resolve().name if folder == "." else folder
             shelf.put("manifests", Filed(place, Manifest(path.parent, kind, digest, document)))
+            for sidecar in cache.paths(path.parent / cache.ENGINES):
+                _engine(sidecar, f"{place}/{cache.ENGINES}/{sidecar.name}", shelf)
             return
     format = _format(content, path)
     if format in TYPED:
@@ -185,11 +211,21 @@ def _file(path: Path, name: str, shelf: _Shelf, named: bool = False) -> None:
         raise Unsupported(f"{path} is {format!r}: a study is of what was made and measured")
 
 
+def _engine(path: Path, name: str, shelf: _Shelf) -> None:
+    """What an engine in a bundle cost; a bundle is worth its row without it."""
+    try:
+        if shelf.is_new(hashlib.sha256(path.read_bytes()).hexdigest()):
+            shelf.put("engines", Filed(name, preparing.read(path)))
+    except (SlmqError, OSError) as error:
+        shelf.put("unread", Unread(name, str(error).replace(str(path), name)))
+
+
 # Format -> where its documents go in a `Study`, and what reads them.
 TYPED: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
     results.FORMAT: ("runs", results.load),
     evaluations.FORMAT: ("evaluations", evaluations.load),
     distributions.FORMAT: ("distributions", distributions.load),
+    cache.FORMAT: ("engines", preparing.read),
 }
 PLAIN = {ANALYSIS: "analyses"}
 OF_FOLDERS = {format for _, format, _ in MANIFESTS.values()}

@@ -14,6 +14,7 @@ from slmq_edge.study.collect import Filed, Manifest, Study
 from slmq_edge.study.inference import Inference, inference
 from slmq_edge.study.subjects import Subject, subjects
 from slmq_edge.tracks import cost
+from slmq_edge.tracks.cost import Row as CostRow
 from slmq_edge.tracks.cost import Table
 
 
@@ -21,8 +22,10 @@ from slmq_edge.tracks.cost import Table
 class Document:
     """What a report is of.
 
-    title: of its front. within: points of 100 that a choice may lose. papers: model of the study ->
-    the paper's name of it. newest: when the last of it was measured; ``None``: nothing was.
+    title: of its front. within: points of 100 that a choice may lose. cost: every quantizing once;
+    prepared: the engines that were built. costs: place of a manifest -> what its quantizing cost,
+    where that is known. papers: model of the study -> the paper's name of it. newest: when the last
+    of it was measured; ``None``: nothing was.
     """
 
     title: str
@@ -33,6 +36,7 @@ class Document:
     accuracy: Accuracy
     inference: Inference
     cost: Table
+    costs: Mapping[str, CostRow]
     papers: Mapping[str, str]
     newest: str | None
 
@@ -66,6 +70,7 @@ def document(
     timed = inference(found, baseline, mixed)
     models = tuple(dict.fromkeys(one.model for one in found))
     papers = {model: known for model in models if (known := paper.model_of(model))}
+    paid, costs = _costs(study)
     dates = [filed.value.created for filed in study.runs]
     dates += [filed.value.created for filed in study.evaluations]
     return Document(
@@ -76,7 +81,8 @@ def document(
         answers=answers(found, scored, timed.rows, within),
         accuracy=scored,
         inference=timed,
-        cost=_costs(study),
+        cost=paid,
+        costs=costs,
         papers=papers,
         newest=max(dates, default=None),
     )
@@ -97,18 +103,28 @@ def _require(baseline: str | None, found: tuple[Subject, ...]) -> None:
         raise NotFound(f"no baseline of scheme {baseline} was measured; float schemes here: {told}")
 
 
-def _costs(study: Study) -> Table:
-    """Track 3 of every checkpoint and bundle; of a checkpoint that was exported too, once."""
-    rows: dict[object, cost.Row] = {}
+def _costs(study: Study) -> tuple[Table, Mapping[str, CostRow]]:
+    """Track 3 of checkpoints and bundles: a row for each quantizing, and whose that is.
+
+    What was exported keeps the cost of its checkpoint, so that several have one row.
+    """
+    rows: dict[object, CostRow] = {}
+    keys: dict[str, object] = {}
     for made in study.manifests:
         try:
             row = _cost(made)
         except Damaged:
             continue  # of an older release, which did not tell
-        key = (row.group, row.method, row.scheme, row.seconds, row.memory_bytes)
-        rows.setdefault(key, row)
-    return cost.scored([row for row in rows.values() if row.method != "none"])
+        if row.method != "none":
+            key = (row.group, row.method, row.scheme, row.seconds, row.memory_bytes)
+            rows.setdefault(key, row)
+            keys[made.path] = key
+    table = cost.scored([*rows.values()])
+    scored = {row.place: row for row in table.rows}
+    told = {place: scored[rows[key].place] for place, key in keys.items()}
+    engines = tuple(filed.value for filed in study.engines)
+    return dataclasses.replace(table, prepared=engines), told
 
 
-def _cost(made: Filed[Manifest]) -> cost.Row:
+def _cost(made: Filed[Manifest]) -> CostRow:
     return dataclasses.replace(cost.read(made.value.folder), place=made.path)

@@ -221,9 +221,10 @@ def _of_matrix(matrix: Matrix, found: Sequence[Subject], several: bool) -> Itera
 def _left(
     filed: Iterable[Filed[Run]], found: Sequence[Subject], barred: set[str], several: bool
 ) -> Iterator[Row]:
-    for side in grouped(one.value for one in filed):
+    sides = grouped(one.value for one in filed)
+    names = across.place_names([side.run for side in sides])
+    for side, name in zip(sides, names, strict=True):
         run = side.run
-        name = f"{run.device.name} ({run.artifact.runtime.get('kind', 'unknown')})"
         row = _row(side, _place(name, run, several), found)
         wrong = implausible(run)
         reason = f"implausible: {wrong[0]}" if wrong else ALONE

@@ -8,13 +8,14 @@ artifact (torch), and a checkpoint that was (simulated), are subjects too.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from slmq_edge.results import Run
 from slmq_edge.runner import manifest
-from slmq_edge.sides import FLOAT_SCHEMES
+from slmq_edge.sides import FLOAT_SCHEMES, key
 from slmq_edge.study.collect import Filed, Manifest, Study
 from slmq_edge.tracks.accuracy.results import Evaluation
 
@@ -30,7 +31,8 @@ class Subject:
 
     model: name, and ``@revision`` where it has one. scheme: what ran. asked: what was asked, where
     that is another. runtime: of the bundle, or torch or simulated. digest: of bundle.json or
-    checkpoint.json; ``None`` of a model. apart: what tells it from others of its name.
+    checkpoint.json, of a model over its files; ``None`` where nobody tells. apart: what tells it
+    from others of its name.
     """
 
     model: str
@@ -64,20 +66,23 @@ def subjects(study: Study) -> tuple[Subject, ...]:
     found: dict[tuple[str, ...], Subject] = {}
 
     def at(one: Subject) -> tuple[str, ...]:
-        key = (one.digest,) if one.digest else (one.model, one.runtime, one.scheme)
-        found.setdefault(key, one)
-        return key
+        place: tuple[str, ...] = (one.model, one.runtime, one.method, one.scheme)
+        if one.digest:
+            # A model's files are the same in every dtype; an artifact is its digest.
+            place = (*place, one.digest) if one.runtime == TORCH else (one.digest,)
+        found.setdefault(place, one)
+        return place
 
     for made in study.manifests:
-        key = at(_of_manifest(made.value))
-        found[key] = dataclasses.replace(found[key], manifest=made)
+        place = at(_of_manifest(made.value))
+        found[place] = dataclasses.replace(found[place], manifest=made)
     for run in study.runs:
-        key = at(_of_run(run.value))
-        found[key] = dataclasses.replace(found[key], runs=(*found[key].runs, run))
+        place = at(_of_run(run.value))
+        found[place] = dataclasses.replace(found[place], runs=(*found[place].runs, run))
     for scored in study.evaluations:
-        key = at(_of_evaluation(scored.value))
-        told = _together(found[key].evaluations, scored)
-        found[key] = dataclasses.replace(found[key], evaluations=told)
+        place = at(_of_evaluation(scored.value))
+        told = _together(found[place].evaluations, scored)
+        found[place] = dataclasses.replace(found[place], evaluations=told)
     used = [one for one in found.values() if one.runs or one.evaluations or _is_bundle(one)]
     models = list(dict.fromkeys(one.model for one in used))
     ranked = sorted(used, key=lambda one: (models.index(one.model), *_order(one)))
@@ -97,6 +102,8 @@ def _together(
                 sequences=one.value.sequences + scored.value.sequences,
                 tokens=one.value.tokens + scored.value.tokens,
                 tasks=(*one.value.tasks, *scored.value.tasks),
+                next_tokens=(*one.value.next_tokens, *scored.value.next_tokens),
+                tokens_before=one.value.tokens_before + scored.value.tokens_before,
             )
             joined = Filed(f"{one.path} {scored.path}", value)
             return (*before[:place], joined, *before[place + 1 :])
@@ -155,8 +162,14 @@ def _of_evaluation(scored: Evaluation) -> Subject:
         ran=ran,
         asked=ran,
         runtime=str(who.get("runtime", TORCH)),
-        digest=who.get("bundle_sha256") or who.get("checkpoint_sha256"),
+        digest=who.get("bundle_sha256") or who.get("checkpoint_sha256") or _of_files(who),
     )
+
+
+def _of_files(who: Mapping[str, Any]) -> str | None:
+    """Of a model that torch scored: two folders of one name may hold two models."""
+    files = who.get("files")
+    return hashlib.sha256(key(files).encode()).hexdigest() if files else None
 
 
 def _subject(
@@ -192,6 +205,8 @@ def _told_apart(listed: Sequence[Subject]) -> Iterable[Subject]:
             if len(set(told)) == len(told):
                 yield dataclasses.replace(one, apart=words(one))
                 break
+        else:
+            yield one
 
 
 def _called(one: Subject) -> tuple[str, ...]:

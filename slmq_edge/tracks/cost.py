@@ -10,6 +10,7 @@ about each other.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,11 +116,15 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
         memory=kind,
     )
     memory, seconds = cost["memory"].get(kind), float(cost["seconds"])
+    if not math.isfinite(seconds):
+        raise ValueError(f"seconds are {seconds}")
     behind = cost.get("resumed_behind_block")
     reason = None
     if behind:
-        reason = f"went on behind block {behind} of an interrupted run: its time is not all of it"
-    elif memory is None:
+        reason = (
+            f"it went on behind block {behind} of an interrupted run: its time is not all of it"
+        )
+    elif memory is None or not memory > 0:
         reason = f"its {kind} was not measured"
     elif not seconds > 0:
         reason = "its time was not measured"
@@ -172,7 +177,7 @@ def _notes(groups: Mapping[Group, Sequence[Row]], rows: Iterable[Row]) -> list[s
             if len(values) > 1:
                 listed = ", ".join(map(str, values))
                 notes.append(f"{group.model} on {described(group)}: {what} differ ({listed})")
-    notes += [f"{row.place} has no score: it {row.reason}" for row in rows if row.reason]
+    notes += [f"{row.place} has no score: {row.reason}" for row in rows if row.reason]
     return notes
 
 

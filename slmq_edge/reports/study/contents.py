@@ -29,7 +29,7 @@ def contents(found: Document) -> tuple[Section, ...]:
 
 def subtitle(found: Document) -> str:
     """What there is: 7 artifacts of 2 models on 1 device; measured until a date."""
-    places = dict.fromkeys(row.place for row in found.inference.rows)
+    places = {(row.run.device.name, row.place.chip) for row in found.inference.rows}
     parts = [
         _count(sum(one.is_artifact for one in found.subjects), "artifact"),
         _count(len(found.models), "model"),

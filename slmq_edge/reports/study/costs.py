@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slmq_edge.quantities import PEAK
 from slmq_edge.reports.format import bytes_text, seconds_text
 from slmq_edge.reports.study.layout import (
     NOTHING,
@@ -17,23 +16,27 @@ from slmq_edge.reports.study.layout import (
     tidied,
 )
 from slmq_edge.reports.study.printed import name_cell, score_cell, unit
-from slmq_edge.results import Run
 from slmq_edge.study import paper
 from slmq_edge.study.document import Document
 from slmq_edge.study.inference import Place
 from slmq_edge.study.inference import Row as Timed
 from slmq_edge.study.paper import Printed
+from slmq_edge.tracks import preparing
 from slmq_edge.tracks.cost import Group, Row, described
+from slmq_edge.tracks.preparing import Prepared
 
 COSTS = ("artifact", "peak memory", "time", "energy", "SLMQ_quant")
 PREPARED = ("artifact", "model", "loads in", "peak memory while loading")
+BUILT = ("engine", "artifact", "model", "on", "by", "built in", "peak memory")
 LEAD = (
     "SLMQ_quant: 100 times the root mean square of (most memory / memory) and (most time / time), "
     "the most of all artifacts of a model that were made on one device, so that scores of two "
     "studies say nothing about each other."
 )
 ON_DEVICE = (
-    "Below: what each device pays before the first token, when it makes a session of the artifact."
+    "Below: what each device pays before the first token: it builds an engine, once, where it runs "
+    "TensorRT, and every process makes a session. No energy is measured there. Peak memory is the "
+    "process's; what lies on a GPU is not in it."
 )
 
 
@@ -52,6 +55,9 @@ def costs(found: Document) -> Section:
         _prepared(place, [row for row in timed if row.place == place])
         for place in dict.fromkeys(row.place for row in timed)
     ]
+    if found.cost.prepared:
+        lines = tuple(map(_built, found.cost.prepared))
+        prepared.append(tidied(Table("Engines that were built", BUILT, lines, 5)))
     leads = (*((LEAD,) if made else ()), *((ON_DEVICE,) if prepared else ()))
     title = "Cost of quantizing (the paper's Table 4)"
     return Section("cost", title, leads, tables=(*made, *prepared), items=found.cost.notes)
@@ -88,22 +94,29 @@ def _prepared(place: Place, rows: Sequence[Timed]) -> Table:
         line(
             row.subject.name,
             row.subject.model,
-            seconds_text(row.run.series["load_seconds"].median),
-            _loading(row.run),
+            *_session(preparing.of_run(row.run, row.paths[0])),
         )
         for row in rows
     )
     return tidied(Table(f"Preparing on {place.title}", PREPARED, lines, 2))
 
 
-def _loading(run: Run) -> Cell:
-    """The largest peak that the process had by the end of loading, and its kind."""
-    known = {
-        kind: count
-        for kind, count in run.memory.get("load", {}).items()
-        if count is not None and PEAK in kind
-    }
-    if not known:
-        return Cell(NOTHING)
-    kind = max(known, key=lambda name: known[name])
-    return Cell(bytes_text(known[kind]), kind)
+def _session(one: Prepared) -> tuple[Cell | str, Cell]:
+    return seconds_text(one.seconds), _peak(one)
+
+
+def _built(one: Prepared) -> Line:
+    """An engine that lies beside no bundle does not say of which artifact it is."""
+    return line(
+        one.place,
+        f"{one.method} {one.scheme}" if one.method else one.scheme,
+        one.model or NOTHING,
+        one.device,
+        one.runtime,
+        seconds_text(one.seconds),
+        _peak(one),
+    )
+
+
+def _peak(one: Prepared) -> Cell:
+    return Cell(NOTHING if one.memory is None else bytes_text(one.memory_bytes), one.memory or "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from slmq_edge.reports.accuracy import interval_text, label
+from slmq_edge.reports.compare import golden_text
 from slmq_edge.reports.format import bytes_text, share_text
 from slmq_edge.reports.made import changes_text
 from slmq_edge.reports.study.layout import (
@@ -21,13 +23,14 @@ from slmq_edge.reports.study.layout import (
     tidied,
 )
 from slmq_edge.results import Run
-from slmq_edge.study.accuracy import Step
+from slmq_edge.study.accuracy import Step, Tokens
 from slmq_edge.study.document import Document
 from slmq_edge.study.subjects import Subject, lowering
 from slmq_edge.tracks.accuracy import gap
 from slmq_edge.tracks.accuracy.results import MEAN, Evaluation
 
 GAPS = ("artifact", "against", "task", "difference", "flips", "KL", "n")
+TOKENS = ("artifact", "against", "text", "KL a token", "another token", "positions", "windows")
 RAN = (
     "artifact", "asked", "in integers", "weights", "activations", "bits stored", "KV cache",
     "lm_head", "golden KL",
@@ -43,27 +46,35 @@ OF_MACHINE = (
 
 def gaps(found: Document) -> Section:
     """A table for each model: first what the artifact adds to its simulation, then the whole."""
-    tables = []
+    tables, tokens = [], found.accuracy.tokens
     for model in found.models:
         steps = [step for step in found.accuracy.steps if step.other.model == model]
         ordered = sorted(steps, key=lambda step: step.kind != "deployment")
         lines = [_gap(step, row) for step in ordered for row in step.gap.rows if row.headline]
         if lines:
             tables.append(tidied(Table(model, GAPS, tuple(lines), 3)))
+        told = tuple(map(_tokens, (one for one in tokens if one.subject.model == model)))
+        if told:
+            tables.append(tidied(Table(f"{model}: next tokens", TOKENS, told, 3)))
     lead = (
         "The same questions, answered by two, compared one by one. Differences: points of an "
         "accuracy, percent of a perplexity, with 95 % intervals; flips: answers that became wrong "
         "+ right; KL: of the choices' probabilities, in nats. Against its simulation is what "
         "deploying cost; against full precision is the whole."
     )
-    return Section("gap", "Deployment gap", (lead,) if tables else (), tables=tuple(tables))
+    of_tokens = (
+        "Next tokens: KL over the whole vocabulary, in nats a token; another token: share of "
+        "positions at which the most likely one differs; intervals over windows of the text."
+    )
+    leads = (*((lead,) if found.accuracy.steps else ()), *((of_tokens,) if tokens else ()))
+    return Section("gap", "Deployment gap", leads, tables=tuple(tables))
 
 
 def _gap(step: Step, row: gap.Row) -> Line:
+    against = f"{step.base.name} ({step.base.runtime})"
     unit = "" if row.kind == MEAN else " %"
     tone = DOUBTFUL if not row.is_shown else BAD if row.loss > 0 else GOOD
     flips = "" if row.lost is None else f"{100 * row.lost:.1f} + {100 * (row.won or 0):.1f} %"
-    against = f"{step.base.name} ({step.base.runtime})"
     return line(
         Cell(step.other.name, step.other.runtime),
         Cell(against, "its simulation" if step.kind == "deployment" else "full precision"),
@@ -76,6 +87,19 @@ def _gap(step: Step, row: gap.Row) -> Line:
         flips,
         NOTHING if row.kl is None else f"{row.kl:.1e}",
         str(row.n),
+    )
+
+
+def _tokens(one: Tokens) -> Line:
+    row = one.row
+    return line(
+        Cell(one.subject.name, one.subject.runtime),
+        label(one.against),
+        row.task,
+        Cell(f"{row.kl:.1e}", interval_text(row.kl_interval, ".1e")),
+        Cell(f"{100 * row.flips:.2f} %", interval_text(row.flips_interval, ".2f", 100)),
+        str(row.positions),
+        str(row.windows),
     )
 
 
@@ -191,7 +215,7 @@ def measured(found: Document) -> Section:
 
 
 def _run(one: Subject, path: str, run: Run) -> Fold:
-    work, golden = run.workload, run.golden.get("mean_kl")
+    work = run.workload
     pairs = [
         ("file", path),
         ("device", f"{run.device.name} ({run.device.kind})"),
@@ -202,7 +226,7 @@ def _run(one: Subject, path: str, run: Run) -> Fold:
             f"prompt {work.prompt_tokens}, {work.new_tokens} new tokens, {work.repetitions} "
             f"repetitions behind {work.warmups} warm-ups, {work.threads} threads",
         ),
-        ("golden check", "passed" + (f", mean KL {golden:.1e}" if golden is not None else "")),
+        ("golden check", golden_text(run)),
         *_environment(run.environment),
     ]
     warnings = tuple(caveat.advice for caveat in run.caveats)

@@ -11,7 +11,7 @@ from slmq_edge.reports.plots import distributions as plots_of_distributions
 from slmq_edge.reports.study.evidence import analysis_title, parts
 from slmq_edge.reports.study.front import title_of
 from slmq_edge.reports.study.layout import TIMES, listed
-from slmq_edge.study.answer import Answer, Candidate
+from slmq_edge.study.answer import Candidate
 from slmq_edge.study.document import Document
 from slmq_edge.study.inference import Row
 
@@ -38,8 +38,8 @@ class Axis:
     smaller_is_better: bool
 
 
+SIZE = Axis("Quality against size", "weights, MB", lambda row: row.size / 1e6, True)
 AXES = (
-    Axis("Quality against size", "weights, MB", lambda row: row.size / 1e6, True),
     Axis("Quality against speed", "decode, tokens/s", lambda row: row.decode, False),
     Axis(
         "Quality against energy",
@@ -52,20 +52,21 @@ AXES = (
 
 def trade_offs(found: Document) -> tuple[Plot, ...]:
     """Pareto fronts of every device and model, where at least two things have both figures."""
-    sized: set[str] = set()
     plots: list[Plot] = []
-    for answer in found.answers:
-        # Size is the same on every device.
-        plots += _fronts(answer, AXES[1:] if answer.model in sized else AXES)
-        sized.add(answer.model)
+    for model in dict.fromkeys(answer.model for answer in found.answers):
+        mine = [answer for answer in found.answers if answer.model == model]
+        # An artifact has one size, on however many devices it was timed.
+        apart = {one.subject: one for answer in reversed(mine) for one in answer.candidates[::-1]}
+        plots += _front([*apart.values()][::-1], SIZE, model)
+        for answer in mine:
+            for axis in AXES:
+                plots += _front(answer.candidates, axis, title_of(answer))
     return tuple(plots)
 
 
-def _fronts(answer: Answer, axes: Sequence[Axis]) -> Iterator[Plot]:
-    for axis in axes:
-        points = [point for one in answer.candidates if (point := _point(one, axis)) is not None]
-        if len(points) < 2:
-            continue
+def _front(candidates: Sequence[Candidate], axis: Axis, caption: str) -> Iterator[Plot]:
+    points = [point for one in candidates if (point := _point(one, axis)) is not None]
+    if len(points) > 1:
         svg = pareto(
             points,
             title=axis.title,
@@ -73,7 +74,7 @@ def _fronts(answer: Answer, axes: Sequence[Axis]) -> Iterator[Plot]:
             y=KEPT,
             smaller_is_better_x=axis.smaller_is_better,
         )
-        yield Plot(svg, answer.model if axis == AXES[0] else title_of(answer))
+        yield Plot(svg, caption)
 
 
 def _point(one: Candidate, axis: Axis) -> Point | None:
@@ -88,13 +89,13 @@ def _point(one: Candidate, axis: Axis) -> Point | None:
         series=one.subject.method,
         low=kept.low if kept else None,
         high=kept.high if kept else None,
-        note="its repetitions were not steady" if row.is_unsteady and axis != AXES[0] else "",
+        note="its repetitions were not steady" if row.is_unsteady and axis != SIZE else "",
     )
 
 
 def overview(found: Document) -> tuple[Plot, ...]:
     """Figure 4: the three scores of every method, a plot for each device and model."""
-    costs = {row.place: row.score for row in found.cost.rows}
+    costs = {place: row.score for place, row in found.costs.items()}
     plots = []
     for answer in found.answers:
         groups = [

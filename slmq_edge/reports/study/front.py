@@ -17,6 +17,7 @@ from slmq_edge.reports.study.layout import (
     Table,
     Verdict,
     line,
+    listed,
     tidied,
 )
 from slmq_edge.reports.study.words import (
@@ -64,7 +65,7 @@ def answer(found: Document) -> Section:
 
 def glance(found: Document) -> Section:
     """Every candidate of every device, the choices marked."""
-    costs = {row.place: row.score for row in found.cost.rows}
+    costs = {place: row.score for place, row in found.costs.items()}
     tables = tuple(_candidates(one, costs) for one in found.answers)
     lead = (
         f"Quality kept: 100 is full precision's own. {TIMES} of speed and of memory: times better "
@@ -166,7 +167,15 @@ def _alone(one: Answer) -> str:
         name = timed[0].subject.name
         return f"Only {name} was timed: {rate_text(timed[0].row.decode)} of decoding."
     lost = [candidate.subject.name for candidate in timed if candidate.verdict == LOSES]
-    return f"Nothing to choose: {', '.join(lost) or 'all'} lose more than the margin."
+    why = [f"{listed(lost)} {'lose' if len(lost) > 1 else 'loses'} more than the margin"]
+    unknown = [one.subject.name for one in timed if one.verdict == UNKNOWN]
+    wrong = [one.subject.name for one in timed if one.row is not None and one.row.is_implausible]
+    told = [
+        *(why if lost else ()),
+        *([f"{listed(wrong)} cannot be: more than the device can do"] if wrong else ()),
+        *([f"the quality of {listed(unknown)} is not known"] if unknown else ()),
+    ]
+    return f"Nothing to choose: {'; '.join(told)}."
 
 
 def _quality(one: Candidate) -> str:

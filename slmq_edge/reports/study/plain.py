@@ -6,12 +6,11 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from slmq_edge.reports.accuracy import aligned, escaped, piped
 from slmq_edge.reports.study.contents import contents, subtitle
 from slmq_edge.reports.study.layout import Section, Table
+from slmq_edge.reports.tables import WIDTH, aligned, bullets, escaped, piped
 from slmq_edge.study.document import Document
 
-WIDTH = 95
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
@@ -61,23 +60,19 @@ def _section(section: Section) -> Iterator[str]:
     for verdict in section.verdicts:
         yield f"**{escaped(verdict.title)}**: {escaped(' '.join(verdict.sentences))}"
         if verdict.doubts:
-            yield _bullets(verdict.doubts)
+            yield bullets(map(escaped, verdict.doubts))
     for table in section.tables:
         if table.caption:
             yield f"### {escaped(table.caption)}"
         rows = [[cell.flat for cell in line.cells] for line in table.lines]
         yield piped([table.headings, *rows], table.texts)
         if table.notes:
-            yield _bullets(table.notes)
+            yield bullets(map(escaped, table.notes))
     if section.items:
-        yield _bullets(section.items)
+        yield bullets(map(escaped, section.items))
     for fold in section.folds:
         badge = f" ({len(fold.warnings)})" if fold.warnings else ""
         pairs = [f"{name}: {value}" for name, value in fold.pairs]
-        body = _bullets([*(f"! {text}" for text in fold.warnings), *pairs])
+        body = bullets(map(escaped, [*(f"! {text}" for text in fold.warnings), *pairs]))
         body += textwrap.indent(fold.text, "    ")
         yield f"<details><summary>{escaped(fold.title)}{badge}</summary>\n\n{body}\n\n</details>"
-
-
-def _bullets(lines: tuple[str, ...] | list[str]) -> str:
-    return "\n".join(f"- {escaped(text)}" for text in lines)

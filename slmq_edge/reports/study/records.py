@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from slmq_edge.compare import Row as Compared
 from slmq_edge.study.accuracy import Row as Scored
-from slmq_edge.study.accuracy import Step
+from slmq_edge.study.accuracy import Step, Tokens
 from slmq_edge.study.answer import Answer, verdict
 from slmq_edge.study.document import Document
 from slmq_edge.study.inference import Row as Timed
@@ -34,11 +34,10 @@ def comma_separated(found: Document) -> str:
 
 
 def _lines(found: Document) -> Iterator[dict[str, object]]:
-    costs = {row.place: row for row in found.cost.rows}
     for one in found.subjects:
         timed = [row for row in found.inference.rows if row.subject == one]
         scored = found.accuracy.of(one)
-        cost = costs.get(one.manifest.path) if one.manifest else None
+        cost = found.costs.get(one.manifest.path) if one.manifest else None
         made = {
             "quantizing_seconds": cost.seconds if cost else None,
             "quantizing_memory_bytes": cost.memory_bytes if cost else None,
@@ -130,6 +129,7 @@ def to_json(found: Document) -> str:
         "answers": [_answer(one) for one in found.answers],
         "artifacts": [*_lines(found)],
         "gaps": [_step(step) for step in found.accuracy.steps],
+        "next_tokens": [_tokens(one) for one in found.accuracy.tokens],
         "costs": dataclasses.asdict(found.cost),
         "papers": dict(found.papers),
         "unfinished": [dataclasses.asdict(filed.value) for filed in found.study.cells],
@@ -151,7 +151,18 @@ def _answer(one: Answer) -> Mapping[str, object]:
             }
             for pick in one.picks
         ],
-        "verdicts": {candidate.subject.name: candidate.verdict for candidate in one.candidates},
+        "verdicts": [
+            {"artifact": _subject(candidate.subject), "verdict": candidate.verdict}
+            for candidate in one.candidates
+        ],
+    }
+
+
+def _tokens(one: Tokens) -> Mapping[str, object]:
+    return {
+        "artifact": _subject(one.subject),
+        "against": dict(one.against),
+        **dataclasses.asdict(one.row),
     }
 
 

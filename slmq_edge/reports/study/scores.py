@@ -36,8 +36,8 @@ def scores(found: Document) -> Section:
         if any(row.subject.model == model for row in found.accuracy.rows)
     )
     lead = (
-        "Zero-shot, by lm-eval's own tasks and the paper's metrics: acc_norm of ARC, PIQA and "
-        "HellaSwag, MMLU in cloze form, perplexity over windows of the context. SLMQ_perf: 100 "
+        "Zero-shot. The paper's six tasks are lm-eval's own, by the paper's metrics: acc_norm of "
+        "ARC, PIQA and HellaSwag, MMLU in cloze form, perplexity over windows. SLMQ_perf: 100 "
         "times the root mean square of the six ratios to full precision; over fewer tasks it is "
         "called what is kept. Intervals: 95 %, questions drawn in pairs."
     )

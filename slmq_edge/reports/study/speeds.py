@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slmq_edge import metrics
+from slmq_edge import quantities
 from slmq_edge.compare import compare
 from slmq_edge.quantities import DEVICE, ON_GPU
 from slmq_edge.reports.format import bytes_text, count_text, seconds_text
@@ -24,7 +24,6 @@ from slmq_edge.reports.study.layout import (
 )
 from slmq_edge.reports.study.printed import SOURCE
 from slmq_edge.reports.study.words import rate, score_cell, times, times_cell
-from slmq_edge.sides import is_quantized
 from slmq_edge.study import paper
 from slmq_edge.study.document import Document
 from slmq_edge.study.inference import Place, Row
@@ -82,6 +81,7 @@ def _timed(caption: str, rows: Sequence[Row]) -> Table:
 
 def _speeds(row: Row) -> Line:
     counts, repeated = row.run.artifact.counts, len(row.side.runs)
+    macs = counts.linear_macs_per_token + counts.head_macs_per_token
     joules = row.tokens_per_joule
     return line(
         Cell(row.subject.name, f"{repeated} runs" if repeated > 1 else ""),
@@ -95,7 +95,7 @@ def _speeds(row: Row) -> Line:
         times_cell(row, row.less),
         bytes_text(row.size),
         times(row.smaller),
-        count_text(counts.linear_macs_per_token + counts.head_macs_per_token),
+        count_text(macs) if macs else NOTHING,
         NOTHING if joules is None else rate(joules),
         kind=BASELINE if row.is_baseline else PLAIN,
     )
@@ -128,14 +128,14 @@ def _convention(row: Row) -> Line:
     counts, value = row.run.artifact.counts, None
     if row.comparison is not None:
         value = compare(row.comparison.baseline, row.side, "paper").score.value
-    macs = metrics.Macs(counts.linear_macs_per_token, counts.head_macs_per_token)
+    macs = quantities.paper_macs(row.run)
     kind, memory = row.memory or ("", 0.0)
     on_gpu = kind == DEVICE or ON_GPU in kind  # what the paper's is; unlike kinds never meet
     return line(
         Cell(row.subject.name, "ours"),
         Cell(f"{memory / 2**20:.1f}", kind) if on_gpu else NOTHING,
-        f"{counts.parameters / 1e6:.2f} M",
-        f"{metrics.paper_macs(macs, quantized=is_quantized(row.run)) / 1e9:.3f} G",
+        f"{counts.parameters / 1e6:.2f} M" if counts.parameters else NOTHING,
+        f"{macs / 1e9:.3f} G" if macs else NOTHING,
         NOTHING if value is None else f"{value:.1f}",
     )
 

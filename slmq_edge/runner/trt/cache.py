@@ -137,10 +137,14 @@ def sidecars(home: Path) -> list[dict[str, Any]]:
     Raises:
         Damaged: a file that ought to be one is none.
     """
-    paths = [path for path in sorted(home.glob("*.json")) if path.name.count(".") == 1]
     return sorted(
-        (read_sidecar(path) for path in paths), key=lambda one: float(one.get("built_at", 0))
+        (read_sidecar(path) for path in paths(home)), key=lambda one: float(one.get("built_at", 0))
     )
+
+
+def paths(home: Path) -> list[Path]:
+    """Where the sidecars of a folder are, by name; none where there is no folder."""
+    return [path for path in sorted(home.glob("*.json")) if path.name.count(".") == 1]
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from slmq_edge.tracks.accuracy.results import (
     MEAN,
     Evaluation,
     Metric,
+    NextTokens,
     Question,
     TaskResult,
     columns,
@@ -85,8 +86,8 @@ class Row:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the questions suffice to tell the two apart."""
-        return not self.low <= 0 <= self.high
+        """Whether the questions suffice to tell the two apart: one alone never does."""
+        return self.n > 1 and not self.low <= 0 <= self.high
 
     @property
     def flips(self) -> float | None:
@@ -172,7 +173,11 @@ def compare(base: Evaluation, other: Evaluation, draws: int = DRAWS) -> Gap:
         perf=_perf(rows),
         golden_kl=_golden_kl(other),
         notes=(*_notes(base, other, pairs), *_strangers(base, other)),
-        tokens=tuple(_token_rows(base, other, draws)),
+        tokens=tuple(
+            of_tokens(one, draws)
+            for one in other.next_tokens
+            if is_same_artifact(base.identity, one.base)
+        ),
     )
 
 
@@ -267,21 +272,20 @@ def _rows(before: TaskResult, after: TaskResult, draws: int) -> Iterator[Row]:
         )
 
 
-def _token_rows(base: Evaluation, other: Evaluation, draws: int) -> Iterator[TokenRow]:
-    for one in other.next_tokens:
-        if is_same_artifact(base.identity, one.base):
-            positions = np.array([window.positions for window in one.windows], np.float64)
-            kl = np.array([window.kl for window in one.windows])
-            changed = np.array([window.changed for window in one.windows], np.float64)
-            yield TokenRow(
-                task=one.task,
-                windows=len(one.windows),
-                positions=one.positions,
-                kl=one.kl,
-                kl_interval=_of_windows(kl, positions, draws),
-                flips=one.changed,
-                flips_interval=_of_windows(changed, positions, draws),
-            )
+def of_tokens(one: NextTokens, draws: int = DRAWS) -> TokenRow:
+    """Next tokens of one text, with their intervals."""
+    positions = np.array([window.positions for window in one.windows], np.float64)
+    kl = np.array([window.kl for window in one.windows])
+    changed = np.array([window.changed for window in one.windows], np.float64)
+    return TokenRow(
+        task=one.task,
+        windows=len(one.windows),
+        positions=one.positions,
+        kl=one.kl,
+        kl_interval=_of_windows(kl, positions, draws),
+        flips=one.changed,
+        flips_interval=_of_windows(changed, positions, draws),
+    )
 
 
 def _of_windows(
@@ -388,7 +392,7 @@ def _notes(
     names = [_model(one) for one in (base, other)]
     if names[0] != names[1]:
         yield f"not the same model: {names[0]} against {names[1]}"
-    for package in base.environment.keys() & other.environment.keys():
+    for package in sorted(base.environment.keys() & other.environment.keys()):
         versions = [one.environment[package] for one in (base, other)]
         if versions[0] != versions[1]:
             yield f"{package} differs: {versions[0]} against {versions[1]}"
