@@ -115,10 +115,11 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
         memory=kind,
     )
     memory, seconds = cost["memory"].get(kind), float(cost["seconds"])
-    behind = cost.get("resumed_behind_block")
+    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
     reason = None
-    if behind:
-        reason = f"went on behind block {behind} of an interrupted run: its time is not all of it"
+    if behind or parts:
+        what = f"behind block {behind}" if behind else f"with the {' and '.join(map(str, parts))}"
+        reason = f"went on {what} of an interrupted run: its time is not all of it"
     elif memory is None:
         reason = f"its {kind} was not measured"
     elif not seconds > 0:
