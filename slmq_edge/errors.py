@@ -5,7 +5,8 @@
     ├── NotFound             a model, file, name or device that is not there
     ├── Unsupported          an architecture, scheme or operator we do not know
     ├── Damaged              a file that is not what its manifest says
-    └── MissingExtra         an optional dependency that is not installed
+    ├── MissingExtra         an optional dependency that is not installed
+    └── Busy                 a device that works for somebody else: exit code 3
 
 The runner imports this file on the device: Python 3.8, standard library only.
 """
@@ -45,6 +46,12 @@ class MissingExtra(SlmqError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'slmq-edge[{extra}]'")
+
+
+class Busy(SlmqError):
+    """A device that works for somebody else: what was asked may be asked later."""
+
+    exit_code = 3
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,9 +155,10 @@ def quantize(
     report(0.0, "tokenizing")
     calibration = _calibration(planned, tokenizer)
     finished = _finished(planned)
-    done = 0 if finished is None else finished.count
-    if done:
-        note(f"going on behind block {done} of a run that was interrupted (--fresh starts anew)")
+    done, parts = (0, ()) if finished is None else (finished.count, finished.parts)
+    if done or parts:
+        what = _kept(done, parts)
+        note(f"going on {what} of a run that was interrupted (--fresh starts anew)")
     notes: list[str] = []
 
     def tell(line: str) -> None:
@@ -178,6 +179,7 @@ def quantize(
         "calibration_tokens": 0 if calibration is None else calibration.tokens.numel(),
         "calibration_sha256": None if planned.text is None else planned.text.sha256,
         "resumed_behind_block": done,
+        "resumed_with": list(parts),
         "made_with": record.here(),
     }
     return dataclasses.replace(made, cost=cost, notes=tuple(notes))
@@ -392,10 +394,16 @@ def _keep(finished: Finished | None, note: Note, interrupted: bool) -> None:
     """A run ends early: leave its blocks, if it has any, for the next."""
     if finished is None:
         return
-    if finished.count == 0:
+    if not finished.count and not finished.parts:
         finished.remove()
     elif interrupted:
-        note(f"interrupted: the same command goes on behind block {finished.count}")
+        what = _kept(finished.count, finished.parts)
+        note(f"interrupted: the same command goes on {what}")
+
+
+def _kept(done: int, parts: Sequence[str]) -> str:
+    """Where a run goes on: what precedes the blocks is told where there are none yet."""
+    return f"behind block {done}" if done else f"with the {' and '.join(parts)}"
 
 
 def _check_sizes(request: Request, calibrates: bool) -> None:

@@ -139,7 +139,7 @@ def recorded(run: Run, name: str) -> Recorded:
         raise Unsupported(f"{name} is {run.origin}, not measured: nothing of it can come out again")
     try:
         return Recorded(
-            model=dict(found["model"]),
+            model={**found["model"], "files": dict(found["model"]["files"])},
             recipe=recipe_of(found["recipe"], Path(name)),
             wanted=Wanted(**found["export"]),
             files=dict(found["files"]),

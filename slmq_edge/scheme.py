@@ -265,7 +265,7 @@ def _protected(words: Mapping[str, Any]) -> int | tuple[str, ...]:
     reason = meaningless(PROTECT, words) if value else None
     if reason:
         raise UsageError(reason)
-    return (value or ()) if isinstance(value, int) else tuple(map(str, value))
+    return (value or ()) if isinstance(value, int) else tuple(dict.fromkeys(map(str, value)))
 
 
 def _head(word: str, base: Scheme) -> Grid | None:

@@ -251,6 +251,17 @@ def test_a_plan_that_only_looks_makes_no_checkpoints(tmp_path: Path) -> None:
         (SMALL.replace('"gptq"', '"none"'), ("none is there twice",)),
         (SMALL + "devices = [{ device = 'local', python = 'x' }]\n", ("is of boards",)),
         (SMALL.replace("demo-llama", "{data}/x"), ("unknown folder 'data'", "[folders]")),
+        (SMALL + "[eval]\nslices = 'no'\n", ("slices is true or false, not 'no'",)),
+        (
+            SMALL + "devices = ['ssh://orin', { name = 'fast', device = 'ssh://orin' }]\n",
+            ("orin and fast are the same machine",),
+        ),
+        (
+            SMALL.replace('"w4a8"', '{ name = "8-w8a8", scheme = "w4a8" }').replace(
+                '"gptq"', '"gptq", { name = "gptq-8", method = "gptq" }'
+            ),
+            ("two cells", "quantize-demo-llama-gptq-8-w8a8", "method 'gptq' scheme '8-w8a8'"),
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_says_where(
@@ -271,6 +282,59 @@ def test_files_that_are_no_plans(tmp_path: Path) -> None:
         read(tmp_path, "[matrix\n")
     with pytest.raises(UsageError, match="--folder data"):
         read(tmp_path, SMALL, data="/somewhere")
+
+
+def test_what_next_tokens_are_held_against_is_a_path_of_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    text = f"""{SMALL}
+    devices = ["local", "ssh://orin"]
+    [eval]
+    tasks = ["piqa"]
+    against = "AGAINST"
+    """
+    for said, meant in (("base", "../base"), ("demo-llama", "demo-llama"), ("a/b", "a/b")):
+        found = cells(tmp_path, text.replace("AGAINST", said))
+        assert words(found["eval-demo-llama-gptq-w8a8-ort-local"], "--against") == [meant]
+
+
+def test_what_a_cell_would_refuse_when_it_runs_is_refused_before(tmp_path: Path) -> None:
+    from slmq_edge.bench.feasible import check
+
+    text = """
+    [matrix]
+    models = ["demo-llama"]
+    methods = ["none"]
+    schemes = ["w8a8"]
+    devices = ["local", "ssh://orin"]
+    [eval]
+    tasks = ["builtin_windows"]
+    against = "demo-llama"
+    [profile]
+    protocol = "paper"
+    [[set]]
+    device = "local"
+    scheme = "fp32"
+    profile = { prompt_tokens = 64 }
+    eval = { tasks = ["builtin_questions"] }
+    [[set]]
+    device = "local"
+    scheme = "w8a8"
+    profile = { protocol = "papers" }
+    eval = { dtype = "float8" }
+    [[set]]
+    device = "orin"
+    scheme = "w8a8"
+    profile = { text = "nowhere.txt" }
+    """
+    refused = check(matrix.cells_of(read(tmp_path, text), None)).refused
+    name = "demo-llama-none"
+    assert "reads prompts of 128 tokens" in refused[f"profile-{name}-fp32-ort-local"]
+    assert "did you mean paper?" in refused[f"profile-{name}-w8a8-ort-local"]
+    assert "nowhere.txt" in refused[f"profile-{name}-w8a8-ort-orin"]
+    assert "--against is of texts" in refused[f"eval-{name}-fp32-ort-local"]
+    assert "unknown dtype 'float8'" in refused[f"eval-{name}-w8a8-ort-local"]
+    assert "leave --device out" in refused[f"eval-{name}-w8a8-ort-orin"]
+    assert f"profile-{name}-fp32-ort-orin" not in refused
 
 
 def test_every_verb_of_a_section_has_options_and_none_that_the_matrix_decides() -> None:

@@ -50,8 +50,9 @@ def test_what_cells_take_of_a_node() -> None:
     host = {"CPU": 8.0, "slmq-local": 1.0}
     beside = {"CPU": 2.0, "GPU": 1.0, "slmq-orin": 1.0}
     both = [host, beside]
-    assert needs(cell("quantize"), both) == {"num_cpus": 1.0, "num_gpus": 0, "resources": {}}
+    assert needs(cell("export"), both) == {"num_cpus": 1.0, "num_gpus": 0, "resources": {}}
     # What is timed has its node for itself; a board has one cell at a time.
+    assert needs(cell("quantize"), both) == {"num_cpus": 8.0, "num_gpus": 0, "resources": {}}
     assert needs(cell("profile"), both) == {
         "num_cpus": 8.0, "num_gpus": 0, "resources": {"slmq-local": 1.0},
     }  # fmt: skip

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from slmq_edge.bench import child, engines, folder, present
+from slmq_edge.bench import child, engines, folder, present, run
 from slmq_edge.bench.cells import Cell
 from slmq_edge.bench.folder import Bench, Status
 from slmq_edge.bench.run import carry_out
-from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported
+from slmq_edge.errors import Busy, Damaged, NotFound, SlmqError, Unsupported
 from tests.sshd import Board
 from tests.supervised import until
 from tests.test_cli import assert_one_line, slmq
@@ -257,6 +257,63 @@ def test_what_needs_a_gpu_waits_for_one(
     monkeypatch.setattr(present, "no_gpu", lambda: None)
     found = carried_out(out, bench)
     assert [one.state for one in found.values()] == ["done", "done"]
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_board_that_goes_away_makes_no_failure(
+    stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def missing(out: Path, cell: Cell) -> str | None:
+        asked.append(cell.id)
+        return None if stays or len(asked) == 1 else "orin does not answer: timed out"
+
+    monkeypatch.setattr(present, "missing", missing)
+    out = tmp_path / "out"
+    orin = {"device": "orin", "address": "ssh://orin"}
+    words = ("report", "cost", "nowhere", "--format", "json", "-o")
+    cells = [cell(name, *words, f"{name}.json", output=f"{name}.json", **orin) for name in "ab"]
+    found = carried_out(out, handmade(out, cells))
+    states = [found[name].state for name in "ab"]
+    assert states == ["failed" if stays else "waiting"] * 2
+    if not stays:
+        assert str(found["a"].error).startswith("orin does not answer: timed out; it ended with: ")
+        assert "nowhere" in str(found["a"].error)
+        assert (found["a"].attempts, found["b"].attempts) == (1, 0)
+        assert asked == ["a", "a"]  # it is let be for a while
+
+
+def test_a_board_that_is_busy_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(present, "missing", lambda out, cell: None)
+    monkeypatch.setattr(child, "ended_by", lambda one: one.process.wait() and Busy.exit_code)
+    out = tmp_path / "out"
+    words = ("report", "cost", "nowhere")
+    board = cell("board", *words, output="a.json", device="orin", address="ssh://orin")
+    here = cell("here", *words, output="b.json")
+    found = carried_out(out, handmade(out, [board, here]))
+    assert {name: one.state for name, one in found.items()} == {
+        "board": "waiting",
+        "here": "failed",
+    }
+
+
+def test_a_closed_terminal_interrupts_a_bench_unless_it_was_told_not_to_hear() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), run._terminated_as_interrupted():
+            signal.raise_signal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with run._terminated_as_interrupted():
+            signal.raise_signal(signal.SIGHUP)
+        with pytest.raises(KeyboardInterrupt), run._terminated_as_interrupted():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 LONG = ("quantize", "demo-llama", "--method", "spinquant", "--preset", "fast", "-o", "long")

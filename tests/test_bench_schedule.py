@@ -24,6 +24,7 @@ def cell(kind: str, device: str = "local", name: str | None = None, **fields: An
 
 
 QUANTIZE, EVAL, PROFILE = cell("quantize"), cell("eval"), cell("profile")
+EXPORT = cell("export")
 ON_ORIN, ON_PI = cell("profile", "orin"), cell("profile", "pi")
 
 
@@ -31,18 +32,20 @@ ON_ORIN, ON_PI = cell("profile", "orin"), cell("profile", "pi")
     ("one", "running", "jobs", "may"),
     [
         (QUANTIZE, [], 1, True),
-        (QUANTIZE, [EVAL], 1, False),
-        (QUANTIZE, [EVAL], 2, True),
+        (EXPORT, [EVAL], 1, False),
+        (EXPORT, [EVAL], 2, True),
         # What is timed here is alone here, whatever -j says.
-        (PROFILE, [QUANTIZE], 8, False),
-        (QUANTIZE, [PROFILE], 8, False),
+        (PROFILE, [EXPORT], 8, False),
+        (EXPORT, [PROFILE], 8, False),
+        (QUANTIZE, [EVAL], 8, False),
+        (EVAL, [QUANTIZE], 8, False),
         (cell("build"), [EVAL], 8, False),
         (PROFILE, [], 1, True),
         # A board does one at a time, beside whatever runs here or on another.
         (ON_ORIN, [PROFILE], 1, True),
         (PROFILE, [ON_ORIN, ON_PI], 1, True),
         (QUANTIZE, [ON_ORIN], 1, True),
-        (ON_ORIN, [ON_PI, QUANTIZE], 1, True),
+        (ON_ORIN, [ON_PI, EXPORT], 1, True),
         (ON_ORIN, [ON_ORIN], 8, False),
         (cell("eval", "orin"), [ON_ORIN], 8, False),
         # Questions for a board are made here.
@@ -76,8 +79,8 @@ def test_what_cells_have_taken_corrects_what_others_will_take() -> None:
 
 
 def test_time_left_counts_what_runs_alone_and_what_boards_do_beside() -> None:
-    expected = {"quantize-local": 10.0, "eval-local": 30.0, "profile-local": 8.0}
-    cells = [QUANTIZE, EVAL, PROFILE]
+    expected = {"export-local": 10.0, "eval-local": 30.0, "profile-local": 8.0}
+    cells = [EXPORT, EVAL, PROFILE]
     assert estimates.left(cells, expected, 1) == 48
     assert estimates.left(cells, expected, 2) == 28
     assert estimates.left([*cells, ON_ORIN], {**expected, "profile-orin": 100.0}, 2) == 100
@@ -95,6 +98,9 @@ def test_more_work_is_estimated_to_take_longer(tmp_path: Path) -> None:
     ]
     schemes = ["w8a8"]
     [profile]
+    [analyze]
+    methods = ["none", "omniquant"]
+    [distributions]
     [[set]]
     method = "twice"
     profile = { repetitions = 1000 }
@@ -110,6 +116,10 @@ def test_more_work_is_estimated_to_take_longer(tmp_path: Path) -> None:
     assert quantize["gptq"] < quantize["twice"]
     assert quantize["gptq"] < quantize["spinquant"] < quantize["slow"]
     assert quantize["gptq"] < quantize["omniquant"]
+    # What looks at a model has it prepared first.
+    assert law["analyze-demo-llama-none-w8a8"] < law["analyze-demo-llama-omniquant-w8a8"]
+    looks = {name: law[f"distributions-demo-llama-{name}-w8a8"] for name in ("spinquant", "slow")}
+    assert looks["spinquant"] < looks["slow"]
     assert (
         law["profile-demo-llama-twice-w8a8-ort-local"]
         > 5 * (law["profile-demo-llama-gptq-w8a8-ort-local"])
@@ -136,6 +146,12 @@ def test_what_is_whole(tmp_path: Path) -> None:
     (bundle / "engines").mkdir()
     assert not is_whole(tmp_path, "bundle/engines")
     (bundle / "engines" / "engine.plan").write_bytes(b"")
+    # A build that was killed has written no sidecar behind it.
+    assert not is_whole(tmp_path, "bundle/engines")
+    sidecar = bundle / "engines" / "engine.json"
+    sidecar.write_text('{"golden": null, "golden_error": "mean KL is 1"}')
+    assert not is_whole(tmp_path, "bundle/engines")
+    sidecar.write_text('{"golden": null, "golden_error": null}')
     assert is_whole(tmp_path, "bundle/engines")
 
 

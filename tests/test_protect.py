@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from slmq_edge import checkpoint as checkpoints
-from slmq_edge import estimate, quantization
+from slmq_edge import estimate, quantization, quantize
 from slmq_edge.analysis import protecting
 from slmq_edge.calibration import Size, Text, split
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
@@ -114,6 +114,30 @@ def test_what_an_interrupted_run_measured_is_not_measured_again(
     assert finished.count == 0, "it is no block"
     monkeypatch.setattr(protecting, "weight_damage", None)
     assert protecting._damage(model, task, tokens) == first
+
+
+def test_a_run_that_is_interrupted_behind_the_choice_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = quantize.Request(in_words({"name": "w4a8", "protect": 2}), "none", windows=8)
+    told: list[str] = []
+
+    def run() -> Checkpoint:
+        planned = quantize.plan("demo-llama", request, output=tmp_path / "made")
+        return quantize.quantize(planned, note=told.append)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slmq_edge.checkpoint.round_rest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert told[-1] == "interrupted: the same command goes on with the ranking"
+    monkeypatch.setattr(protecting, "weight_damage", None)
+    found = run()
+    assert found.scheme.protects == 2
+    assert found.cost["resumed_with"] == ["ranking"]  # its seconds are not all of them
 
 
 # --- rounding -----------------------------------------------------------------------------------
@@ -289,6 +313,7 @@ def test_words_and_schemes_are_each_others() -> None:
     assert in_words({"name": "w8a8", "protect": 0}) == in_words({"name": "w8a8"})
     assert "protected" not in in_words({"name": "w4a8"}).as_json()
     assert protected(SOME).label == "w4a8-p4"
+    assert in_words({"name": "w4a8", "protect": [*SOME, SOME[0]]}) == protected(SOME)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from slmq_edge import results
-from slmq_edge.errors import NotFound, SlmqError
+from slmq_edge.errors import Busy, NotFound, SlmqError
 from slmq_edge.remote import follow
 from slmq_edge.remote.run import Remote
 from slmq_edge.remote.target import Target
@@ -269,7 +269,7 @@ def test_a_job_that_is_always_lost_is_given_up(bundle: Path, home: Path, tmp_pat
 @pytest.mark.usefixtures("prompt")
 def test_busy_and_stop(bundle: Path, home: Path, tmp_path: Path) -> None:
     def others() -> None:
-        with pytest.raises(SlmqError, match=r"here is busy since \d\d:\d\d with a job of .+@"):
+        with pytest.raises(Busy, match=r"here is busy since \d\d:\d\d with a job of .+@"):
             measure(local(home), bundle, tmp_path / "other.json", WORK, Listener())
         with Remote(local(home)) as machine:
             assert len(machine.stop()) == 64

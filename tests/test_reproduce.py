@@ -21,6 +21,7 @@ from slmq_edge.builtin import world
 from slmq_edge.caveats import Caveat
 from slmq_edge.cli import app
 from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported, UsageError
+from slmq_edge.remote.transport import LinkLost
 from slmq_edge.reproduce import DRIFTED, INCONCLUSIVE, MATCH, judge
 from slmq_edge.runner import manifest
 from slmq_edge.tracks import measuring
@@ -282,14 +283,23 @@ def test_a_run_that_does_not_say_how_it_was_made(
     assert "\n" not in str(found.exception)
 
 
-def test_a_damaged_record_is_one_line(place: Path, tmp_path: Path) -> None:
-    def tamper(run: dict[str, Any]) -> None:
-        run["artifact"]["recipe"]["export"] = {"targets": "ort"}
-
-    run = changed(place, tmp_path / "run.json", tamper)
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda run: run["artifact"]["recipe"].update(export={"targets": "ort"}), "recipe"),
+        (lambda run: run["artifact"]["recipe"]["model"].pop("files"), "recipe"),
+        (lambda run: run["options"].update(hurry=True), "options"),
+    ],
+)
+def test_a_damaged_record_is_one_line(
+    change: Callable[[dict[str, Any]], object], part: str, place: Path, tmp_path: Path
+) -> None:
+    run = changed(place, tmp_path / "run.json", change)
     found = typed("reproduce", run, "-o", tmp_path / "again")
     assert isinstance(found.exception, Damaged)
-    assert "artifact.recipe" in str(found.exception)
+    assert f"{run} is damaged: " in str(found.exception)
+    assert part in str(found.exception)
+    assert not (tmp_path / "again").exists()
 
 
 def test_an_artifact_that_fails_its_check_has_drifted(
@@ -304,6 +314,25 @@ def test_an_artifact_that_fails_its_check_has_drifted(
     assert "it could not be measured again" in str(found.exception)
     assert "not measured: golden check failed" in found.stdout
     assert report(tmp_path / "again")["verdict"] == DRIFTED
+
+
+def test_a_board_out_of_reach_is_no_drift(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("reproduce", place / "run.json", "-o", tmp_path / "again")
+
+    def lost(*_: object) -> None:
+        raise LinkLost("orin: the link is lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "measure_on", lost)
+        found = typed(*arguments)
+    assert isinstance(found.exception, LinkLost)
+    assert not (tmp_path / "again" / "reproduction.json").exists()
+    monkeypatch.setattr(reproducing, "compared", lambda *_: ())
+    monkeypatch.setattr(quantize, "quantize", lost)  # the bundle is there
+    done(*arguments)
+    assert report(tmp_path / "again")["verdict"] == MATCH
 
 
 # --- another machine, an interruption, mistakes

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MEASURED = Size(windows=16, length=128)
 FEWEST = 8
 # What a run keeps of it, to go on from.
-KEPT = "damage"
+KEPT = "ranking"
 
 
 def named(planned: Plan, model: Decoder, tokenizer: Any, task: Task) -> Plan:

@@ -14,7 +14,7 @@ from slmq_edge.files import manifest_of
 from slmq_edge.remote.target import LOCAL
 
 PROGRAM = "slmq-edge"
-ENGINE = "*.plan"
+ENGINES = "engines"
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,18 @@ def is_whole(folder: Path, output: str) -> bool:
         if path.suffix == ".json":
             document = json.loads(path.read_text(encoding="utf-8"))
             return isinstance(document, dict) and "format" in document
-        if path.is_dir() and any(path.glob(ENGINE)):
-            return True
+        if path.is_dir() and path.name == ENGINES:
+            return any(_is_built(plan) for plan in path.glob("*.plan"))
         files = manifest_of(path)[2]["files"]
         return all((path / name).stat().st_size == said["bytes"] for name, said in files.items())
     except (OSError, ValueError, KeyError, TypeError, SlmqError):
         return False
+
+
+def _is_built(plan: Path) -> bool:
+    """Whether an engine has the sidecar that is written behind it, and has not failed its check."""
+    sidecar = plan.with_suffix(".json")
+    if not sidecar.is_file():
+        return False
+    document = json.loads(sidecar.read_text(encoding="utf-8"))
+    return isinstance(document, dict) and not document.get("golden_error")

@@ -14,6 +14,7 @@ from slmq_edge.bench.cells import Cell
 from slmq_edge.errors import MissingExtra, UsageError, unknown
 
 LOCAL, RAY = ENGINES = ("local", "ray")
+ABSENT_SECONDS = 300.0
 
 
 class Work(Protocol):
@@ -61,9 +62,19 @@ class Here:
 
     def __init__(self, out: Path, mark: str) -> None:
         self._out, self._mark = out, mark
+        self._absent: dict[str, tuple[float, str]] = {}
 
     def missing(self, cell: Cell) -> str | None:
-        return present.missing(self._out, cell)
+        """A board that did not answer is let be for a while: nothing starts while one is asked."""
+        if not cell.is_remote:
+            return present.missing(self._out, cell)
+        asked, why = self._absent.get(cell.address, (0.0, ""))
+        if why and time.monotonic() - asked < ABSENT_SECONDS:
+            return why
+        found = present.missing(self._out, cell)
+        if found is not None:
+            self._absent[cell.address] = time.monotonic(), found
+        return found
 
     def may_start(self, cell: Cell, running: Sequence[Cell], jobs: int) -> bool:
         return schedule.may_start(cell, running, jobs)

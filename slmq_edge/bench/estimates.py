@@ -4,7 +4,8 @@
     export         process + parameters x EXPORT
     profile        process + windows of power + rounds x (prompt + steps that read the weights)
     eval           process + tokens of its questions x parameters x FORWARD
-    analyze        process + 15 passes of each block's model over what is held out
+    analyze        as quantize, + 15 passes of each block's model over what is held out
+    distributions  as quantize
 
 The constants are of two cores of an x86-64 server (benchmarks/results/quantize-SmolLM-135M.json,
 and the built-in models for the processes). They are estimates: on another machine the first cells
@@ -112,7 +113,8 @@ def _eval(words: Mapping[str, Any], made: Made | None, parameters: float) -> flo
 def _analyze(words: Mapping[str, Any], made: Made | None, parameters: float) -> float:
     layers = 30 if made is None or made.shape is None else made.shape.layers
     held_out = words.get("held_out") or 16
-    return 15 * layers * held_out * 128 * FORWARD * parameters
+    passes = 15 * layers * held_out * 128 * FORWARD * parameters
+    return _quantize(words, made, parameters) + passes
 
 
 LAWS: dict[str, Callable[[Mapping[str, Any], Made | None, float], float]] = {
@@ -121,6 +123,7 @@ LAWS: dict[str, Callable[[Mapping[str, Any], Made | None, float], float]] = {
     "profile": _profile,
     "eval": _eval,
     "analyze": _analyze,
+    "distributions": _quantize,
 }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from slmq_edge import builtin
 from slmq_edge.bench import verbs
 from slmq_edge.bench.cells import Cell
-from slmq_edge.errors import MissingExtra, SlmqError, UsageError
+from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
 
 if TYPE_CHECKING:
     from slmq_edge.anatomy import Anatomy
@@ -143,8 +143,14 @@ def _build(cell: Cell, made: Mapping[str, Made], note: Note) -> Made:
 
 def _profile(cell: Cell, made: Mapping[str, Made], note: Note) -> Made:
     from slmq_edge.exporters.lowering import context_length
+    from slmq_edge.files import existing
+    from slmq_edge.runner.measure import check_protocol
 
     words = verbs.parsed(cell.command, cell.id)
+    if words["protocol"] is not None:
+        check_protocol(words["protocol"], words["prompt_tokens"])
+    if words["text"] is not None:
+        existing(words["text"], "text")
     of = made[cell.needs[0]]
     needed = words["prompt_tokens"] + words["new_tokens"]
     if of.shape is not None and needed > context_length(of.shape):
@@ -156,13 +162,19 @@ def _profile(cell: Cell, made: Mapping[str, Made], note: Note) -> Made:
 
 
 def _eval(cell: Cell, made: Mapping[str, Made], note: Note) -> Made | None:
+    from slmq_edge.commands.eval import check_against
     from slmq_edge.tracks.accuracy import tasks
+    from slmq_edge.tracks.accuracy.inprocess import DTYPES
     from slmq_edge.tracks.accuracy.questions import Folder
 
     words = verbs.parsed(cell.command, cell.id)
     chosen = tasks.named(words["names"])
     if words["slices"] and words["data_dir"] is None:
         raise UsageError("slices is of local files: give their folder by data_dir")
+    if words["dtype"] not in DTYPES:
+        raise UsageError(unknown("dtype", words["dtype"], DTYPES))
+    if words["against"] is not None:
+        check_against(chosen, cell.is_remote)
     tasks.require_lm_eval()
     if words["data_dir"] is not None:
         tasks.files(chosen, Folder(words["data_dir"], words["slices"]))

@@ -29,6 +29,7 @@ FLOAT_METHOD, FLOAT_SCHEME = Entry("none", "none"), Entry("fp32", "fp32")
 # Of [quantize], what a baseline takes too: golden prompts are cut from the text.
 OF_BASELINE = ("calib", "device", "revision", "spill")
 BOARDS = "boards"  # where a board's own inventory is, of which --device takes one
+AGAINST = "against"  # of eval: a model, or a folder of ours
 TRT, ON_GPU = "trt", ("ort-cuda", "trt")
 # Verbs that look at a model while it is quantized: folder, methods unless said, words.
 EVERY: list[str] = []
@@ -91,12 +92,30 @@ def _without(rules: Sequence[Rule], cells: Sequence[Cell]) -> list[Cell]:
     """Those that no rule is about, and that do not rest on one that is left out."""
     for rule in rules:
         _check_meets(rule, cells)
+    _check_unlike(cells)
     kept: dict[str, Cell] = {}
     for cell in cells:
         excepted = any(meets(rule, cell) for rule in rules)
         if not excepted and all(need in kept for need in cell.needs):
             kept[cell.id] = cell
     return list(kept.values())
+
+
+def _check_unlike(cells: Sequence[Cell]) -> None:
+    """Refuse names whose joining says the same of two: one would replace the other's results."""
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        for name in (cell.id, *cell.outputs):
+            if name in found:
+                first, second = (
+                    " ".join(f"{axis} '{value}'" for axis, value in one.of.items())
+                    for one in (found[name], cell)
+                )
+                raise UsageError(
+                    f"two cells of the plan would be called {name}, {first} and {second}: give an "
+                    'entry another name, { name = "...", ... }'
+                )
+        found |= dict.fromkeys((cell.id, *cell.outputs), cell)
 
 
 def _check_meets(rule: Rule, cells: Sequence[Cell]) -> None:
@@ -176,7 +195,7 @@ class _Builder:
         if not self._quantizes:
             return
         checkpoint = f"checkpoints/{stem}"
-        head = [self._model(one.model), *_chosen(one)]
+        head = [self._model(one.model.value), *_chosen(one)]
         quantize = self._cell("quantize", stem, head, _making(one), (), checkpoint, of)
         yield quantize
         # A float checkpoint is simulated by no rounding: that is the model itself.
@@ -222,7 +241,7 @@ class _Builder:
                 )
 
     def _of_model(self, model: Entry) -> Cell:
-        head = [self._model(model), "--runtime", "torch"]
+        head = [self._model(model.value), "--runtime", "torch"]
         name = f"{model.name}-torch"
         words = {key: model.words[key] for key in ("revision",) if key in model.words}
         return self._cell(
@@ -233,7 +252,7 @@ class _Builder:
         """Cells that look at a model as it is being quantized, and leave no artifact."""
         if _is_float(one.scheme):
             return
-        head = [self._model(one.model), *_chosen(one)]
+        head = [self._model(one.model.value), *_chosen(one)]
         for kind, (folder, methods, more) in LOOKS.items():
             if kind not in self._tracks:
                 continue
@@ -267,14 +286,15 @@ class _Builder:
             for key, value in layer.items()
             if key not in OWN.get(kind, ())
         }
+        if AGAINST in said and kind == "eval":
+            said[AGAINST] = self._model(str(said[AGAINST]))
         texts = verbs.arguments(kind, said, self._place)
         command = (kind, *head, *texts, *(() if kind == "build" else ("-o", output)))
         device = str(said.get("device" if kind != "eval" else "torch_device", "cpu"))
         return dataclasses.replace(cell, command=command, gpu=device.startswith("cuda"))
 
-    def _model(self, model: Entry) -> str:
-        home = self._plan.folder
-        return self._place(model.value) if is_local(model.value, home) else model.value
+    def _model(self, model: str) -> str:
+        return self._place(model) if is_local(model, self._plan.folder) else model
 
     def _place(self, path: str) -> str:
         """A path of the plan as a command has it."""

@@ -6,7 +6,8 @@ is the node that says so:
     ray start --address HEAD:6379 --resources '{"slmq-orin": 1, "slmq-local": 1}'
 
 A cell that measures takes its device whole, so that there is one at a time wherever it was asked
-for; one that is timed on the node itself takes all of its CPUs besides. All nodes need the bench's
+for; one that is timed on the node itself takes all of its CPUs besides, and so does quantizing, on
+whichever node. All nodes need the bench's
 folder at the same path, and slmq-edge in the same Python.
 """
 
@@ -22,8 +23,9 @@ from typing import Any
 
 from slmq_edge.bench import child
 from slmq_edge.bench.cells import Cell
-from slmq_edge.bench.schedule import is_quiet
+from slmq_edge.bench.schedule import OF_A_DEVICE, is_quiet
 from slmq_edge.errors import SlmqError
+from slmq_edge.remote.target import LOCAL
 
 ADDRESS = "RAY_ADDRESS"
 LOST = 255  # of a cell whose node is gone: no exit code
@@ -51,7 +53,7 @@ def needs(cell: Cell, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any] | 
 
     nodes: the resources of each.
     """
-    measures = cell.is_remote or is_quiet(cell) or cell.device != "local"
+    measures = cell.is_remote or cell.kind in OF_A_DEVICE or cell.device != LOCAL
     device = {resource(cell.device): 1.0} if measures else {}
     wanted = {"CPU": 1.0, **device, **({"GPU": 1.0} if cell.gpu else {})}
     fitting = [node for node in nodes if all(node.get(k, 0) >= v for k, v in wanted.items())]

@@ -213,7 +213,20 @@ def _entries(axis: str, listed: list[Any], where: str, home: Path) -> tuple[Entr
                     f'{{ name = "...", {axis} = "{entry.value}" }}'
                 )
             found[entry.name] = entry
+    if axis == "device":
+        _check_apart(tuple(found.values()), where)
     return tuple(found.values())
+
+
+def _check_apart(devices: Sequence[Entry], where: str) -> None:
+    """Refuse one machine by two names: it has one cell at a time."""
+    seen: dict[object, str] = {}
+    for entry in devices:
+        found = target.parse(entry.value)
+        place = (found.host, found.port, entry.words.get("config"))
+        if place in seen:
+            raise UsageError(f"{where}: {seen[place]} and {entry.name} are the same machine")
+        seen[place] = entry.name
 
 
 def _entry(axis: str, one: Any, where: str, home: Path) -> list[Entry]:

@@ -18,6 +18,7 @@ from slmq_edge.bench import estimates, folder
 from slmq_edge.bench.cells import Cell, identities, is_whole
 from slmq_edge.bench.engines import Engine, Work
 from slmq_edge.bench.folder import DONE, FAILED, RUNNING, SKIPPED, WAITING, Status
+from slmq_edge.errors import Busy
 
 TICK_SECONDS = 1.0
 INTERRUPTED = "interrupted: slmq-edge bench resume goes on"
@@ -137,7 +138,14 @@ class _Loop:
             if missing:
                 error = f"it ended well, and {missing[0]} is not there or not whole"
         took = self.engine.seconds(one)
-        self._settle(one.cell, FAILED if error else DONE, error, one, took, code)
+        state = FAILED if error else DONE
+        if error is not None and one.cell.is_remote:
+            gone = None if code == Busy.exit_code else self.engine.missing(one.cell)
+            if gone is not None:  # switched off meanwhile: what it has measured is gone on from
+                error = f"{gone}; it ended with: {error}"
+            if gone is not None or code == Busy.exit_code:
+                state = WAITING
+        self._settle(one.cell, state, error, one, took, code)
 
     def _settle(
         self,
@@ -235,12 +243,14 @@ def carry_out(
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM and a terminal that is closed end a bench as Ctrl-C does."""
+    """SIGTERM and a terminal that is closed end a bench as Ctrl-C does; under nohup none does."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield

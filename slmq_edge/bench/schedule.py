@@ -1,6 +1,7 @@
 """Which cells may start beside those that run. Pure.
 
-What is timed here is alone here. A board does one cell at a time. A measurement on a board waits
+What is timed here is alone here: quantizing, whose time is Track 3's, building and measuring. A
+board does one cell at a time. A measurement on a board waits
 for its board most of the time, and may run beside anything; an evaluation on one makes its
 questions here, and counts as work of this machine.
 """
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 
 from slmq_edge.bench.cells import Cell
 
-TIMED = ("profile", "build")
+OF_A_DEVICE = ("profile", "build")  # done on the machine that is measured
+TIMED = ("quantize", *OF_A_DEVICE)
 
 
 def is_quiet(cell: Cell) -> bool:

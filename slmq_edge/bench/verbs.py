@@ -110,6 +110,9 @@ def arguments(
     known = options(verb)
     said = {key.replace("-", "_"): value for key, value in words.items()}
     chosen = {known[key]: value for key, value in said.items() if key in known}
+    for option, value in chosen.items():
+        if option.is_flag and not isinstance(value, bool):
+            raise UsageError(f"{where or verb}: {option.name} is true or false, not {value!r}")
     plain = [text for option, value in chosen.items() for text in _said(option, value)]
     values = parsed([verb, *plain, *_stand_ins(verb)], where or verb)
     texts: list[str] = []

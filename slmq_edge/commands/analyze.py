@@ -65,9 +65,10 @@ def analyze(
       slmq-edge analyze demo-llama --scheme w4a8 --format csv -o damage.csv
     """
     from slmq_edge.commands import making
+    from slmq_edge.commands.formats import deliver
     from slmq_edge.commands.progress import bar
     from slmq_edge.errors import UsageError, unknown
-    from slmq_edge.files import check_output, write_text_atomically
+    from slmq_edge.files import check_output
     from slmq_edge.reports import analyze as reports
     from slmq_edge.reports.analyze_plot import svg
     from slmq_edge.reports.plots import as_file
@@ -89,11 +90,6 @@ def analyze(
     with bar("reading the model") as progress:
         found = measure(str(recipe.model), request, held_out, progress, making.note)
     text = reports.WRITERS[format](found)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomically(output, text, force)
-        typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)
     if plot is not None:
-        write_text_atomically(plot, as_file(svg(found)), force)
-        typer.echo(f"written: {plot}", err=True)
+        deliver(as_file(svg(found)), plot, force)

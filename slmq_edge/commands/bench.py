@@ -33,7 +33,10 @@ Folders = Annotated[
 Jobs = Annotated[
     int,
     typer.Option(
-        "-j", "--jobs", min=1, help="Cells of this machine at a time; what is timed runs alone."
+        "-j",
+        "--jobs",
+        min=1,
+        help="Cells of this machine at a time; what is timed runs alone: quantize, build, profile.",
     ),
 ]
 Only = Annotated[
@@ -179,7 +182,8 @@ def resume(
 def report(
     out: Bench_,
     format: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="terminal, md, csv or html.")
+        str | None,
+        typer.Option("--format", metavar="NAME", help="terminal, md, csv, json or html."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -188,6 +192,8 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Tables and plots of what a bench has measured so far: slmq-edge report study OUT.
+
+    That verb has more to choose, and sets several benches side by side.
 
     \b
     Examples:

@@ -77,8 +77,9 @@ def distributions(
       slmq-edge distributions demo-qwen2 --method smoothquant -o qwen2.json --plot qwen2.svg
       slmq-edge distributions qwen2.json --beside llama.json --format svg -o figure3.svg
     """
+    from slmq_edge.commands.formats import deliver
     from slmq_edge.errors import UsageError
-    from slmq_edge.files import check_output, write_text_atomically
+    from slmq_edge.files import check_output
     from slmq_edge.reports.distributions import WRITERS
     from slmq_edge.reports.plots import as_file
     from slmq_edge.reports.plots import distributions as draw
@@ -96,14 +97,9 @@ def distributions(
     other = None if beside is None else _stored(beside)
     found = _found(model, held_out, words)
     text = WRITERS[format](found) if format != "svg" else as_file(draw(found, other))
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomically(output, text, force)
-        typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)
     if plot is not None:
-        write_text_atomically(plot, as_file(draw(found, other)), force)
-        typer.echo(f"written: {plot}", err=True)
+        deliver(as_file(draw(found, other)), plot, force)
 
 
 def _format(name: str | None, output: Path | None, known: tuple[str, ...]) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from slmq_edge.remote.target import Target
 
 
 def evaluate(
@@ -155,7 +153,7 @@ def evaluate(
     if engines is not None and not engines.is_absolute() and remote:
         raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
     if against is not None:
-        _check_against(chosen, where[0])
+        check_against(chosen, remote)
     if runtime is not None and runtime not in scorers.SCORERS:
         raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
     kind = runtime or scorers.runtime_of(what)
@@ -187,12 +185,16 @@ def evaluate(
     typer.echo(f"written: {path}", err=True)
 
 
-def _check_against(chosen: tuple[str, ...], target: Target) -> None:
+def check_against(chosen: Sequence[str], remote: bool) -> None:
+    """Refuse to compare next tokens of a board, or of no text.
+
+    Raises:
+        UsageError: says what to leave out, or to add.
+    """
     from slmq_edge.errors import UsageError
-    from slmq_edge.remote.target import LOCAL
     from slmq_edge.tracks.accuracy import tasks
 
-    if target.transport != LOCAL:
+    if remote:
         raise UsageError("--against compares logits, which stay here: leave --device out")
     if not set(chosen) & set(tasks.TEXTS):
         raise UsageError(f"--against is of texts: add one of {', '.join(tasks.TEXTS)} to --tasks")

@@ -55,9 +55,9 @@ def gap(
       slmq-edge gap fp32-eval.json ort-eval.json --format md -o gap.md
       slmq-edge gap simulated-eval.json ort-eval.json --fail-on token-kl=0.001
     """
-    from slmq_edge.commands.formats import chosen_format
+    from slmq_edge.commands.formats import chosen_format, deliver
     from slmq_edge.errors import UsageError
-    from slmq_edge.files import check_output, existing, write_text_atomically
+    from slmq_edge.files import check_output, existing
     from slmq_edge.reports.gap import WRITERS, require_within
     from slmq_edge.tracks.accuracy.gap import compare, parse
     from slmq_edge.tracks.accuracy.results import load
@@ -74,9 +74,5 @@ def gap(
     reference = load(base)
     gaps = [compare(reference, load(path)) for path in others]
     text = write(gaps)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomically(output, text, force)
-        typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)
     require_within(gaps, limits)

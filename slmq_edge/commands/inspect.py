@@ -44,8 +44,9 @@ def inspect(
       slmq-edge inspect smollm-w8a8/ --run
       slmq-edge inspect smollm-spin/ --no-verify --format json | jq .bytes
     """
+    from slmq_edge.commands.formats import deliver
     from slmq_edge.errors import Damaged, UsageError, unknown
-    from slmq_edge.files import check_output, write_text_atomically
+    from slmq_edge.files import check_output
     from slmq_edge.inspection import inspect as look
     from slmq_edge.reports.inspect import WRITERS
     from slmq_edge.runner import environment
@@ -58,10 +59,6 @@ def inspect(
         check_output(output, force)
     found = look(folder, verify, (threads or environment.cores()) if run else None)
     text = WRITERS[format](found)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomically(output, text, force)
-        typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)
     if found.problem is not None:
         raise Damaged(found.problem)

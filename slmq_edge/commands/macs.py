@@ -45,8 +45,9 @@ def macs(
       slmq-edge macs Qwen/Qwen2.5-0.5B --convention paper
       slmq-edge macs smollm-w8a8 --format json | jq .by_weight_bits
     """
+    from slmq_edge.commands.formats import deliver
     from slmq_edge.errors import UsageError, unknown
-    from slmq_edge.files import check_output, write_text_atomically
+    from slmq_edge.files import check_output
     from slmq_edge.macs import count
     from slmq_edge.reports.macs import OURS, PAPER, WRITERS
 
@@ -59,8 +60,4 @@ def macs(
     if output is not None:
         check_output(output, force)
     text = WRITERS[format](count(what, tokens, past), convention)
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    write_text_atomically(output, text, force)
-    typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)

@@ -47,8 +47,9 @@ def cost(
       slmq-edge report cost checkpoints/* --format md -o table4.md
       slmq-edge report cost smollm-trt/ smollm-trt-run.json
     """
+    from slmq_edge.commands.formats import deliver
     from slmq_edge.errors import UsageError, unknown
-    from slmq_edge.files import check_output, write_text_atomically
+    from slmq_edge.files import check_output
     from slmq_edge.reports.cost import WRITERS
     from slmq_edge.tracks.cost import table
 
@@ -57,11 +58,7 @@ def cost(
     if output is not None:
         check_output(output, force)
     text = WRITERS[format](table(paths))
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    write_text_atomically(output, text, force)
-    typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)
 
 
 @app.command("study")
@@ -119,9 +116,9 @@ def study(
       slmq-edge report study results/ --format html -o report.html
       slmq-edge report study gpu/ orin/ --baseline fp16 --within 0.5 --format md
     """
-    from slmq_edge.commands.formats import chosen_format
+    from slmq_edge.commands.formats import chosen_format, deliver
     from slmq_edge.errors import UsageError
-    from slmq_edge.files import check_output, write_text_atomically
+    from slmq_edge.files import check_output
     from slmq_edge.reports.study import WRITERS
     from slmq_edge.study.collect import collect
     from slmq_edge.study.document import document
@@ -133,11 +130,7 @@ def study(
         _refuse_result(output, results)
         check_output(output, force)
     text = write(document(collect(results), title, baseline, within, mixed))
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    write_text_atomically(output, text, force)
-    typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)
 
 
 def _refuse_result(output: Path, results: list[Path]) -> None:

@@ -105,6 +105,7 @@ def reproduce(
     before = None if against is None else _original(against, then)
     recipe = _moved(recorded, model, calib)
     _check_model(recorded, recipe)
+    options = _options(then, engines, str(run))
     if measure:
         _check_text(then, text)
 
@@ -114,7 +115,7 @@ def reproduce(
     if before is not None:
         found = _with_tensors(found, before, bundle)
     if measure:
-        how = (_options(then, engines), _reading(then, bundle, made, text))
+        how = (options, _reading(then, bundle, made, text))
         found = _measured(found, then, where[0], how, force)
     write_text_atomically(report, found.as_json(), force)
     typer.echo(found.as_json() if as_json else terminal(found), nl=False)
@@ -252,10 +253,14 @@ def _with_tensors(found: Reproduction, before: Path, bundle: Path) -> Reproducti
     return dataclasses.replace(found, tensors=tuple(differing(before, bundle, names)))
 
 
-def _options(then: Run, engines: Path | None) -> Options:
+def _options(then: Run, engines: Path | None, name: str) -> Options:
+    from slmq_edge.errors import Damaged
     from slmq_edge.tracks.inference import Options
 
-    return Options(engines=engines, **then.options or {})
+    try:
+        return Options(engines=engines, **then.options or {})
+    except TypeError as error:
+        raise Damaged(f"{name} is damaged: options ({error})") from error
 
 
 def _reading(then: Run, bundle: Path, made: Mapping[str, Any], file: Path | None) -> Text | None:
@@ -296,8 +301,14 @@ def _measured(
     how: tuple[Options, Text | None],
     force: bool,
 ) -> Reproduction:
-    """The same with figures; or why there are none."""
-    from slmq_edge.errors import SlmqError, UsageError
+    """The same with figures; or why there are none.
+
+    Raises:
+        SlmqError: the machine is busy or out of reach, or lacks what it takes, and the artifact is
+            the same: nothing has drifted, and the same command goes on with the bundle.
+    """
+    from slmq_edge.errors import Busy, MissingExtra, NotFound, SlmqError, Unsupported, UsageError
+    from slmq_edge.remote.transport import LinkLost
     from slmq_edge.reproduce import compared, measured_differently
 
     bundle = Path(found.bundle)
@@ -305,8 +316,10 @@ def _measured(
         now = _run(then, bundle, bundle.with_name("run.json"), target, how, force)
     except _ElsewhereError as error:
         return dataclasses.replace(found, unmeasured=f"{error}: figures are not comparable")
-    except UsageError:
-        raise
+    except (Busy, LinkLost, MissingExtra, NotFound, Unsupported, UsageError) as error:
+        if not found.differing:
+            raise
+        return dataclasses.replace(found, unmeasured=str(error))
     except SlmqError as error:
         return dataclasses.replace(found, unmeasured=str(error), failed=True)
     return dataclasses.replace(

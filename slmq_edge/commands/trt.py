@@ -47,7 +47,8 @@ def report(
     """
     import json
 
-    from slmq_edge.files import check_output, existing_bundle, write_text_atomically
+    from slmq_edge.commands.formats import deliver
+    from slmq_edge.files import check_output, existing_bundle
     from slmq_edge.runner.trt import report as reports
 
     if output is not None:
@@ -55,8 +56,4 @@ def report(
     for folder in bundles or ():
         existing_bundle(folder)
     text = json.dumps(reports.report(bundles or (), engines, run or ()), indent=1) + "\n"
-    if output is None:
-        typer.echo(text, nl=False)
-        return
-    write_text_atomically(output, text, force)
-    typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)

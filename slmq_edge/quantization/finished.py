@@ -21,6 +21,8 @@ from torch import Tensor
 from slmq_edge.files import disk_errors
 
 IDENTITY = "task.json"
+SUFFIX = ".safetensors"
+BLOCKS = f"*-[0-9]*{SUFFIX}"
 
 
 class Finished:
@@ -42,14 +44,20 @@ class Finished:
     @property
     def count(self) -> int:
         """How many blocks there are to go on from."""
-        return len(list(self._folder.glob("*-[0-9]*.safetensors")))
+        return len(list(self._folder.glob(BLOCKS)))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what else there is: rotations that were learned, a ranking of linears."""
+        files = {*self._folder.glob(f"*{SUFFIX}")} - {*self._folder.glob(BLOCKS)}
+        return tuple(sorted(file.name.removesuffix(SUFFIX) for file in files))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """What was kept by this name; ``None`` where it is still to be done, or is damaged."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        file = self._folder / f"{name}.safetensors"
+        file = self._folder / f"{name}{SUFFIX}"
         if not file.is_file():
             return None
         try:
@@ -69,7 +77,7 @@ class Finished:
                 handle.write(save({key: t.contiguous() for key, t in tensors.items()}))
                 handle.flush()
                 os.fsync(handle.fileno())
-            scratch.replace(self._folder / f"{name}.safetensors")
+            scratch.replace(self._folder / f"{name}{SUFFIX}")
 
     def remove(self) -> None:
         """Forget all blocks: the run has ended, or was another one's."""

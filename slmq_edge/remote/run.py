@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from slmq_edge import devices
-from slmq_edge.errors import NotFound, SlmqError, as_raised
+from slmq_edge.errors import Busy, NotFound, SlmqError, as_raised
 from slmq_edge.profiles import Board
 from slmq_edge.remote.agent import Agent
 from slmq_edge.remote.follow import Copy, Progress, follow, note
@@ -173,7 +173,7 @@ class Remote:
             label=_who(),
         )
         if answer["state"] == BUSY:
-            raise SlmqError(_busy(self._target.name, answer["holder"]))
+            raise Busy(_busy(self._target.name, answer["holder"]))
         self._started = True
         if answer.get("attached") and self._progress is not None:
             self._progress(note("following the job that runs there"))

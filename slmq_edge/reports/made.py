@@ -136,8 +136,9 @@ def cost_text(cost: Mapping[str, Any]) -> str:
     )
     joules = cost.get("energy_joules")
     energy = "" if joules is None else f", {joules:.0f} J (all processors)"
-    behind = cost.get("resumed_behind_block")
-    resumed = f" (without the {behind} blocks of a run that was interrupted)" if behind else ""
+    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
+    what = f"{behind} blocks" if behind else " and ".join(parts or ())
+    resumed = f" (without the {what} of a run that was interrupted)" if what else ""
     return f"{seconds_text(cost['seconds'])} on {cost['device']}{resumed}, {peaks}{energy}"
 
 

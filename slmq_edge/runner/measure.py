@@ -84,7 +84,7 @@ def check_workload(workload: Workload, bundle: Mapping[str, Any]) -> None:
         if getattr(workload, name) < least:
             raise UsageError(f"{name.replace('_', ' ')} must be at least {least}")
     if workload.protocol is not None:
-        _check_protocol(workload.protocol, workload.prompt_tokens)
+        check_protocol(workload.protocol, workload.prompt_tokens)
     needed = workload.prompt_tokens + workload.new_tokens
     if needed > context_length:
         raise UsageError(
@@ -93,7 +93,8 @@ def check_workload(workload: Workload, bundle: Mapping[str, Any]) -> None:
         )
 
 
-def _check_protocol(protocol: str, prompt_tokens: int) -> None:
+def check_protocol(protocol: str, prompt_tokens: int) -> None:
+    """Refuse a protocol that there is not, or prompts of another length than its own."""
     if protocol not in forward.PROTOCOLS:
         raise UsageError(unknown("protocol", protocol, tuple(forward.PROTOCOLS)))
     needed = forward.of(protocol).tokens
