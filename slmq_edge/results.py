@@ -21,6 +21,7 @@ from slmq_edge.caveats import Caveat
 from slmq_edge.energy import Window
 from slmq_edge.errors import Damaged, NotFound, Unsupported
 from slmq_edge.files import write_text_atomically
+from slmq_edge.runner.manifest import read_manifest
 
 FORMAT = "slmq-edge-run"
 VERSION = 1
@@ -207,13 +208,30 @@ def from_document(document: object, name: str) -> Run:
         raise Unsupported(f"{name} has version {found!r}; this release reads {VERSION}")
     fields = {k: v for k, v in document.items() if k not in ("format", "version")}
     run: Run = decode(Run, fields, f"{name}:")
-    for series in ("load_seconds", "prefill_seconds", "decode_seconds"):
+    passes = [name for name in ("forward_seconds",) if name in run.series]
+    for series in ("load_seconds", "prefill_seconds", "decode_seconds", *passes):
         found_series = run.series.get(series)
         if found_series is None or not found_series.values or min(found_series.values) <= 0:
             raise Damaged(f"{name}: series.{series} is missing, empty or not positive")
     if run.origin not in ORIGINS:
         raise Damaged(f"{name}: origin is {run.origin!r}, expected one of {ORIGINS}")
     return run
+
+
+def read_as(kind: Any, path: Path, format: str, version: int) -> Any:
+    """Read a JSON document of ``format`` as a dataclass, whose fields are all that it has besides.
+
+    Raises:
+        NotFound: there is no such file.
+        Damaged: it is truncated, not JSON, or a field is not what it should be.
+        Unsupported: another format, or a version that this release does not know.
+    """
+    document = read_manifest(path.parent, path.name, format, version)
+    fields = {name: value for name, value in document.items() if name not in ("format", "version")}
+    try:
+        return decode(kind, fields, f"{path}:")
+    except RecursionError as error:
+        raise Damaged(f"{path} is damaged: nested too deeply") from error
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:

@@ -115,6 +115,11 @@ def damaged(document: dict[str, Any], what: str) -> object:
             return {**document, "format": "slmq-edge-run"}
         case "version":
             return {**document, "version": 9}
+        case "no version":
+            del document["version"]
+        case "deep":
+            for _ in range(900):
+                document["identity"] = {"model": document["identity"]}
         case "lacks":
             del task["asked_sha256"]
         case "kind":
@@ -134,8 +139,10 @@ def damaged(document: dict[str, Any], what: str) -> object:
     ("what", "kind", "words"),
     [
         ("list", Damaged, "not a JSON object"),
-        ("format", Unsupported, "'slmq-edge-run', expected 'slmq-edge-eval'"),
+        ("format", Unsupported, "is no slmq-edge-eval: its format is 'slmq-edge-run'"),
         ("version", Unsupported, "version 9"),
+        ("no version", Unsupported, "version None"),
+        ("deep", Damaged, "is damaged"),
         ("lacks", Damaged, r"tasks\[0\].asked_sha256 is missing"),
         ("kind", Damaged, "acc is of kind 'median'"),
         ("count", Damaged, "acc is of 7 questions, not of all"),

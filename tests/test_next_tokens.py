@@ -110,7 +110,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(SlmqError, match="not the same vocabulary: 5 against 6"):
         next_tokens.compare(reader(few, []), reader(many, []), of_windows(1, 10))
     with pytest.raises(SlmqError, match="windows of 1200 tokens are longer than the context"):
-        next_tokens.compare(reader(few, []), reader(few, []), of_windows(1, 1200))
+        next_tokens.require_room(reader(few, []), [of_windows(1, 10), of_windows(1, 1200)])
+    next_tokens.require_room(reader(few, []), [of_windows(1, 10)])
     broken = np.full((9, 5), np.nan, np.float32)
     with np.errstate(invalid="ignore"), pytest.raises(SlmqError, match="not finite"):
         next_tokens.compare(reader(few, []), reader(broken, []), of_windows(1, 10))

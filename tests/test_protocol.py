@@ -206,6 +206,13 @@ def test_an_older_run_is_read(bundle: Path, tmp_path: Path) -> None:
 # --- on a board
 
 
+def test_a_plain_job_is_written_as_it_was(bundle: Path, tmp_path: Path) -> None:
+    """A board knows its runs by it, those too that an older release began."""
+    plain = job.Job(bundle, tmp_path / "x", PLAIN, "cpu", False).document()
+    assert set(plain) == set(job.Job._fields)
+    assert set(plain["workload"]) == set(Workload._fields[:5])
+
+
 def test_the_tokens_travel_in_the_job_and_name_it(bundle: Path, tmp_path: Path) -> None:
     def named(work: Workload) -> str:
         return run_id(job.Job(bundle, tmp_path / "x", work, "cpu", False))

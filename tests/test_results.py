@@ -196,6 +196,11 @@ def _delete(*keys: str) -> Callable[[dict[str, Any]], None]:
         (lambda d: d["workload"].update(threads=True), Damaged, "threads is bool"),
         (lambda d: d["series"]["load_seconds"].update(values=[]), Damaged, "load_seconds"),
         (lambda d: d["series"]["load_seconds"].update(values=[0]), Damaged, "load_seconds"),
+        (
+            lambda d: d["series"].update(forward_seconds={"unit": "s", "values": []}),
+            Damaged,
+            r"series\.forward_seconds is missing, empty or not positive",
+        ),
         (lambda d: d["memory"]["load"].update(peak=1.5), Damaged, r"memory\.load\.peak"),
     ],
 )

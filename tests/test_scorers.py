@@ -85,9 +85,23 @@ def test_the_identity_says_what_scored() -> None:
     assert one["model"]["name"] == "demo-llama"
     assert set(one["files"]) == {"config.json", "model.safetensors"}
     assert set(one["versions"]) == {"torch", "transformers"}
+    assert set(one["machine"]) == {"machine", "cpu_model", "cpu_flags"}
     half = open_scorer(Asked("demo-llama", dtype="bfloat16")).identity
     assert half != one
     assert json.loads(json.dumps(one)) == one
+
+
+def test_threads_are_torchs_in_this_process(tmp_path: Path) -> None:
+    """Sums depend on them: another number is not gone on from."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            scorer = open_scorer(Asked("demo-llama", threads=threads, folder=tmp_path / "kept"))
+            assert torch.get_num_threads() == scorer.identity["threads"] == threads
+            scorer.score(cut_up(text_for("demo-llama", 2, 8)), silent)
+    finally:
+        torch.set_num_threads(before)
+    assert len(list((tmp_path / "kept").glob("*.jsonl"))) == 2
 
 
 def test_lower_precision_is_another_score() -> None:

@@ -49,6 +49,19 @@ def test_a_run_comes_to_its_end(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob(".state*")] == []
 
 
+def test_what_is_kept_counts_each_once(tmp_path: Path) -> None:
+    """A second try takes the place of the first; passes of a protocol are of no try."""
+    passes = [{"event": "forward", "index": index} for index in (0, 1, 1)]
+    tries = [{"event": "repetition", "index": 0}, {"event": "again"}]
+    scores = {"event": "scores", "first": 7, "logprobs": [-1.0, -2.0], "greedy": [True, False]}
+    for events, kept in (([*tries, *passes], 2), ([*passes, *tries, tries[0]], 3), ([scores], 2)):
+        lines = "".join(json.dumps(event) + "\n" for event in events)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "journal.jsonl").write_text(lines)
+        assert supervised.ended(folder, "")["kept"] == kept
+
+
 def test_a_refusal_keeps_its_class_and_is_of_this_attempt(tmp_path: Path) -> None:
     refuses = "import json, sys\nprint(json.dumps({'error': 'Damaged', 'text': 'x is bad'}))\n"
     now = supervised.ended(tmp_path, refuses + "sys.exit(1)\n")

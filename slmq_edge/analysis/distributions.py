@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slmq_edge.errors import Damaged, NotFound, Unsupported
-from slmq_edge.results import decode
+from slmq_edge.errors import Damaged
+from slmq_edge.results import read_as
 
 FORMAT, VERSION = "slmq-edge-distributions", 1
 # Bins of |x| that double it.
@@ -125,21 +125,7 @@ def load(path: Path) -> Distributions:
         Damaged: it is truncated, not JSON, or a field is not what it should be.
         Unsupported: another format, or a version that this release does not know.
     """
-    try:
-        document = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
-    if not isinstance(document, dict):
-        raise Damaged(f"{path} is damaged: not a JSON object")
-    if document.get("format") != FORMAT:
-        raise Unsupported(f"{path} is {document.get('format')!r}, expected {FORMAT!r}")
-    if document.get("version") != VERSION:
-        version = document.get("version")
-        raise Unsupported(f"{path} has version {version!r}; this release reads {VERSION}")
-    fields = {name: value for name, value in document.items() if name not in ("format", "version")}
-    found: Distributions = decode(Distributions, fields, f"{path}:")
+    found: Distributions = read_as(Distributions, path, FORMAT, VERSION)
     for linear in found.linears:
         _check(linear, f"{path}: {linear.name}")
     return found

@@ -65,7 +65,8 @@ class Spreading:
         central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
         low, high = self._low.min().item(), self._high.max().item()
         absmax = max(abs(low), abs(high))
-        is_constant = low == high
+        # Of what is all but constant, nothing may be left of the difference of its powers.
+        square = 0.0 if low == high else max(variance, 0.0) ** 2
         coarse = counts[1:].view(-1, FINE // PER_OCTAVE).sum(1)
         filled = coarse.nonzero()[:, 0].tolist() or [0, -1]
         return Spread(
@@ -73,7 +74,7 @@ class Spreading:
             min=low,
             max=high,
             mean=first,
-            kurtosis=None if is_constant else central / variance**2,
+            kurtosis=central / square if square else None,
             quantiles=_quantiles(counts, SHARES, absmax),
             channels=_exact(torch.maximum(self._low.abs(), self._high.abs()), CHANNEL_SHARES),
             below=int(counts[0]),

@@ -68,7 +68,7 @@ def evaluate(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Of a bundle. Default: one for every core we may use."),
+        typer.Option(min=1, help="Default: one for every core we may use."),
     ] = None,
     engines: Annotated[
         Path | None,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, NoReturn
 
 import slmq_edge
-from slmq_edge.errors import Damaged, SlmqError
+from slmq_edge.errors import SlmqError
 from slmq_edge.profiles import Board, Profile
 from slmq_edge.profiles import load as load_profile
 from slmq_edge.runner import (
@@ -97,30 +97,17 @@ class Job(NamedTuple):
         return {}
 
     def document(self) -> dict[str, Any]:
-        """See `work.Work`."""
-        return {
-            work.TASK: work.MEASURE,
-            **self._asdict(),
-            "bundle": str(self.bundle),
-            "journal": str(self.journal),
-            "workload": self.workload.document(),
-            "engines": None if self.engines is None else str(self.engines),
-            "board": self.board._asdict(),
-        }
+        """See `work.Work`. Without ``task``, as before there were others: it decides run-ids."""
+        return {**work.described(self), "workload": self.workload.document()}
 
 
 def read(path: Path) -> Job:
     """Read a job file; a missing or misspelt field is refused."""
-    fields = work.read(path)
-    try:
-        fields.pop(work.TASK, None)
-        fields["workload"] = measure.Workload.read(fields["workload"])
-        fields["bundle"], fields["journal"] = Path(fields["bundle"]), Path(fields["journal"])
-        fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
-        fields["board"] = Board.of(fields.get("board", {}))
-        return Job(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Damaged(f"{path} is not a job: {error}") from error
+
+    def made(fields: dict[str, Any]) -> Job:
+        return Job(**{**fields, "workload": measure.Workload.read(fields["workload"])})
+
+    return work.parse(path, made)
 
 
 def check(job: Job, echo: Echo) -> bool:

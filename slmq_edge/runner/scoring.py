@@ -76,29 +76,16 @@ class Job(NamedTuple):
 
     def document(self) -> dict[str, Any]:
         """See `work.Work`."""
-        return {
-            work.TASK: work.SCORE,
-            **self._asdict(),
-            "bundle": str(self.bundle),
-            "journal": str(self.journal),
-            "requests": str(self.requests),
-            "engines": None if self.engines is None else str(self.engines),
-            "board": self.board._asdict(),
-        }
+        return {work.TASK: work.SCORE, **work.described(self), "requests": str(self.requests)}
 
 
 def read(path: Path) -> Job:
     """Read a job file; a missing or misspelt field is refused."""
-    fields = work.read(path)
-    try:
-        fields.pop(work.TASK, None)
-        for name in ("bundle", "journal", "requests"):
-            fields[name] = Path(fields[name])
-        fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
-        fields["board"] = Board.of(fields.get("board", {}))
-        return Job(**fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Damaged(f"{path} is not a job: {error}") from error
+
+    def made(fields: dict[str, Any]) -> Job:
+        return Job(**{**fields, "requests": Path(fields["requests"])})
+
+    return work.parse(path, made)
 
 
 def take(

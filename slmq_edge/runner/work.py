@@ -1,16 +1,18 @@
 """What a machine may be given to do: to measure (`job.Job`) or to score (`scoring.Job`).
 
-Its document is job.json, in which ``task`` says which of the two it is.
+Its document is job.json, in which ``task`` says which of the two it is: without it, to measure.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Mapping, Protocol
+from typing import Any, Callable, Mapping, Protocol, TypeVar
 
 from slmq_edge.errors import Damaged
+from slmq_edge.profiles import Board
 
+Made = TypeVar("Made", bound="Work")
 TASK, MEASURE, SCORE = "task", "measure", "score"
 
 
@@ -53,3 +55,31 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise Damaged(f"{path} is not a job: no JSON object")
     return document
+
+
+def parse(path: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """Read a job file; ``make`` is given its fields, those that all jobs have as what they are.
+
+    Raises:
+        Damaged: it is none, or a field is missing or misspelt.
+    """
+    fields = read(path)
+    try:
+        fields.pop(TASK, None)
+        fields["bundle"], fields["journal"] = Path(fields["bundle"]), Path(fields["journal"])
+        fields["engines"] = Path(fields["engines"]) if fields.get("engines") else None
+        fields["board"] = Board.of(fields.get("board", {}))
+        return make(fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Damaged(f"{path} is not a job: {error}") from error
+
+
+def described(work: Any) -> dict[str, Any]:
+    """The fields of a job as JSON, those that all jobs have; `parse` reads them."""
+    return {
+        **work._asdict(),
+        "bundle": str(work.bundle),
+        "journal": str(work.journal),
+        "engines": None if work.engines is None else str(work.engines),
+        "board": work.board._asdict(),
+    }

@@ -179,8 +179,9 @@ def _refusal(echo: str) -> Mapping[str, str] | None:
 
 
 def _progress(journal: Path) -> dict[str, Any]:
-    """kept: finished repetitions, or scored sequences, in a journal. after: its last event."""
+    """kept: finished repetitions, passes or scored sequences. after: the journal's last event."""
     kept: set[object] = set()
+    passes: set[object] = set()
     last = None
     for event in _events(journal):
         last = event.get("event")
@@ -188,9 +189,11 @@ def _progress(journal: Path) -> dict[str, Any]:
             kept.clear()
         elif last == "repetition":
             kept.add(event.get("index"))
+        elif last == "forward":
+            passes.add(event.get("index"))
         elif last == "scores":
             kept.update(range(event["first"], event["first"] + len(event["logprobs"])))
-    return {"kept": len(kept), "after": last}
+    return {"kept": len(kept) + len(passes), "after": last}
 
 
 def _events(journal: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from slmq_edge import models
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.errors import MissingExtra, UsageError, unknown
 from slmq_edge.files import CHECKPOINT_FILE
-from slmq_edge.runner import journal, manifest, requests, scoring
+from slmq_edge.runner import environment, journal, manifest, requests, scoring
 from slmq_edge.tracks.accuracy.sequences import Kept, Order, Progress, Score, Sequence
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16")
 TOGETHER = 512  # tokens: integer weights become floats anew for every batch
 ROWS = 64  # positions whose logits a simulation computes at a time
+OF_MACHINE = ("machine", "cpu_model", "cpu_flags")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def of_transformers(
         "files": {file.name: manifest.sha256(file) for file in files},
         "dtype": dtype,
         "device": device,
+        **_here(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     return Model(identity, shape, logits)
@@ -168,6 +170,7 @@ def of_checkpoint(folder: Path) -> Model:
         "method": found.method,
         "scheme": found.scheme.name,
         "checkpoint_sha256": manifest.sha256(folder / CHECKPOINT_FILE),
+        **_here(),
         "versions": {"torch": torch.__version__},
     }
     return Model(identity, found.anatomy, simulated(Simulation(found)), TOGETHER)
@@ -184,6 +187,17 @@ def simulated(simulation: Simulation) -> scoring.Logits:
             yield simulation.head(rows).float().cpu().numpy()
 
     return logits
+
+
+def _here() -> dict[str, Any]:
+    """What else decides the last bits of torch's sums: the machine, and its threads."""
+    import torch
+
+    seen = environment.capture()
+    return {
+        "machine": {name: seen[name] for name in OF_MACHINE},
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _has(device: str) -> bool:

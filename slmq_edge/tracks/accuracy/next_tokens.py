@@ -67,14 +67,8 @@ def compare(
     """Compare two readers on the windows of a text.
 
     Raises:
-        SlmqError: a window is longer than the base's context, or their vocabularies differ.
+        SlmqError: their vocabularies differ.
     """
-    longest = max(len(one.tokens) for one in of.asked) - 1
-    if longest > base.context_length:
-        raise SlmqError(
-            f"{of.text.task}: windows of {longest + 1} tokens are longer than the context of the "
-            f"model they are held against, {base.context_length}"
-        )
     found = []
     for done, sequence in enumerate(of.asked):
         progress(done / len(of.asked))
@@ -161,6 +155,21 @@ def _of_bundle(asked: scorers.Asked) -> Reader:
     identity = bundled.identity_of(folder, document, machine.seen)
     identity |= {"device": device.name, "threads": threads}
     return Reader(identity, most, session.logits)
+
+
+def require_room(base: Reader, texts: Several[Windows]) -> None:
+    """Refuse a base that cannot read windows as long as the other model's.
+
+    Raises:
+        SlmqError: names the text.
+    """
+    for of in texts:
+        longest = max(len(one.tokens) for one in of.asked) - 1
+        if longest > base.context_length:
+            raise SlmqError(
+                f"{of.text.task}: windows of {longest + 1} tokens are longer than the context of "
+                f"the model they are held against, {base.context_length}"
+            )
 
 
 def require_same_tokens(base: Several[Windows], other: Several[Windows]) -> None:

@@ -83,7 +83,7 @@ def questions(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Damaged(f"{file}, line {number}: not JSON ({error})") from error
         problem = _problem(row)
         if problem:

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slmq_edge.errors import Damaged, NotFound, Unsupported
+from slmq_edge.errors import Damaged
 from slmq_edge.files import write_text_atomically
-from slmq_edge.results import decode
+from slmq_edge.results import read_as
 from slmq_edge.tracks.accuracy.questions import Source
 
 FORMAT, VERSION = "slmq-edge-eval", 1
@@ -198,22 +198,7 @@ def load(path: Path) -> Evaluation:
         Damaged: it is truncated, not JSON, or a field is not what it should be.
         Unsupported: another format, or a version that this release does not know.
     """
-    try:
-        document = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise NotFound(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged: {error}") from error
-    if not isinstance(document, dict):
-        raise Damaged(f"{path} is damaged: not a JSON object")
-    if document.get("format") != FORMAT:
-        raise Unsupported(f"{path} is {document.get('format')!r}, expected {FORMAT!r}")
-    if document.get("version") != VERSION:
-        raise Unsupported(
-            f"{path} has version {document['version']!r}; this release reads {VERSION}"
-        )
-    fields = {name: value for name, value in document.items() if name not in ("format", "version")}
-    found: Evaluation = decode(Evaluation, fields, f"{path}:")
+    found: Evaluation = read_as(Evaluation, path, FORMAT, VERSION)
     for task in found.tasks:
         _check(task, f"{path}: task {task.name}")
     for one in found.next_tokens:

@@ -106,7 +106,7 @@ def _against(
     """Load what next tokens are held against, and return what compares them.
 
     Raises:
-        SlmqError: it cannot be loaded, or reads other tokens.
+        SlmqError: it cannot be loaded, reads other tokens, or has too short a context.
     """
     from slmq_edge.tracks.accuracy import next_tokens
 
@@ -118,6 +118,7 @@ def _against(
             base, threads=scored.threads, engines=None, allow_inexact=scored.allow_inexact
         )
     )
+    next_tokens.require_room(before, texts)
 
     def compare(progress: Progress) -> Iterator[NextTokens]:
         after = next_tokens.of_scorer(scorer, scored)

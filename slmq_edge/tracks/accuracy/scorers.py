@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ class Asked:
     """What is to score, and how.
 
     what: a bundle, a checkpoint, or a model by folder, built-in name or hub id. machine: where a
-    bundle runs; None: here. dtype, torch_device, revision: of a model. threads, engines,
+    bundle runs; None: here. dtype, torch_device, revision: of a model. threads: of a bundle's
+    runtime, or of torch in this process; None: one for every core, or torch's own choice. engines,
     allow_inexact: of a bundle, see ``bundled.Options``. folder: where journals are kept, so that a
     call that was interrupted is gone on from; None: none are. told: of a runner's events.
     """
@@ -79,12 +81,23 @@ def _is_bundle(what: str) -> bool:
 def _torch(asked: Asked, runtime: str | None) -> Scorer:
     if is_checkpoint(Path(asked.what)):
         raise UsageError(f"{asked.what} is a checkpoint: --runtime {SIMULATED} scores it")
+    _limit_threads(asked)
     found = inprocess.of_transformers(asked.what, asked.dtype, asked.torch_device, asked.revision)
     return inprocess.InProcess(found, asked.folder)
 
 
 def _simulated(asked: Asked, runtime: str | None) -> Scorer:
+    _limit_threads(asked)
     return inprocess.InProcess(inprocess.of_checkpoint(Path(asked.what)), asked.folder)
+
+
+def _limit_threads(asked: Asked) -> None:
+    """Of torch, whose threads are the whole process's."""
+    if asked.threads is not None:
+        with contextlib.suppress(ImportError):  # the scorer says what is missing
+            import torch
+
+            torch.set_num_threads(asked.threads)
 
 
 def _bundle(asked: Asked, runtime: str | None) -> Scorer:
