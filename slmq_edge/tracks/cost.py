@@ -121,7 +121,7 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
     behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
     reason = None
     if behind or parts:
-        what = f"behind block {behind}" if behind else f"with the {' and '.join(map(str, parts))}"
+        what = f"behind block {behind}" if behind else f"with the {' and '.join(map(str, parts or ()))}"
         reason = f"it went on {what} of an interrupted run: its time is not all of it"
     elif memory is None or not memory > 0:
         reason = f"its {kind} was not measured"
