@@ -118,10 +118,10 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
     memory, seconds = cost["memory"].get(kind), float(cost["seconds"])
     if not math.isfinite(seconds):
         raise ValueError(f"seconds are {seconds}")
-    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
+    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with") or ()
     reason = None
     if behind or parts:
-        what = f"behind block {behind}" if behind else f"with the {' and '.join(map(str, parts or ()))}"
+        what = f"behind block {behind}" if behind else f"with the {' and '.join(map(str, parts))}"
         reason = f"it went on {what} of an interrupted run: its time is not all of it"
     elif memory is None or not memory > 0:
         reason = f"its {kind} was not measured"
