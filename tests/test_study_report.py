@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from slmq_edge.caveats import IMPLAUSIBLE, Caveat
 from slmq_edge.commands.report import app
 from slmq_edge.errors import NotFound, SlmqError, UsageError
-from slmq_edge.reports.study import WRITERS, figures
+from slmq_edge.reports.study import WRITERS, evidence, figures
 from slmq_edge.reports.study.contents import contents
 from slmq_edge.reports.study.html import html
 from slmq_edge.reports.study.layout import NOTHING, Cell, Table, line, tidied
@@ -147,6 +147,17 @@ def test_the_answer_comes_first(found: Document) -> None:
         text,
     )
     assert text.index("Take smoothquant") < text.rindex("All candidates")
+
+
+def test_what_is_alike_in_all_runs_is_said_once(found: Document) -> None:
+    common, *each = evidence.measured(found).folds[: len(found.study.runs) + 1]
+    assert common.title == f"All {len(each)} runs"
+    assert common.pairs
+    names = [name for name, _ in common.pairs]
+    for fold in each:
+        assert not set(fold.pairs) & set(common.pairs)
+        assert len(dict([*fold.pairs, *common.pairs])) == len(fold.pairs) + len(names)
+    assert {"file", "bundle"} <= set(dict(each[0].pairs))
 
 
 def test_the_papers_figures_stand_beside_ours(found: Document) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -202,16 +203,27 @@ def _kl_text(kl: float | None) -> str:
 
 
 def measured(found: Document) -> Section:
-    """Every run and evaluation: its doubts, its environment."""
-    folds = [
-        *(_run(one, filed.path, filed.value) for one in found.subjects for filed in one.runs),
-        *(
-            _evaluation(one, filed.path, filed.value)
-            for one in found.subjects
-            for filed in one.evaluations
-        ),
+    """Every run and evaluation: its doubts, its environment; what is everywhere alike, once."""
+    runs = [_run(one, filed.path, filed.value) for one in found.subjects for filed in one.runs]
+    scores = [
+        _evaluation(one, filed.path, filed.value)
+        for one in found.subjects
+        for filed in one.evaluations
     ]
-    return Section("runs", "Caveats and environment of each run", folds=tuple(folds))
+    folds = (*_apart("runs", runs), *_apart("evaluations", scores))
+    return Section("runs", "Caveats and environment of each run", folds=folds)
+
+
+def _apart(what: str, folds: Sequence[Fold]) -> Iterator[Fold]:
+    """What all have in common as the first of them, and of each what is its own."""
+    several = len(folds) > 1
+    first = folds[0].pairs if several else ()
+    alike = [pair for pair in first if all(pair in fold.pairs for fold in folds)]
+    if alike:
+        yield Fold(f"All {len(folds)} {what}", tuple(alike))
+    for fold in folds:
+        own = tuple(pair for pair in fold.pairs if pair not in alike)
+        yield dataclasses.replace(fold, pairs=own)
 
 
 def _run(one: Subject, path: str, run: Run) -> Fold:
