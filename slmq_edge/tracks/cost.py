@@ -115,7 +115,7 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
         memory=kind,
     )
     memory, seconds = cost["memory"].get(kind), float(cost["seconds"])
-    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
+    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with") or ()
     reason = None
     if behind or parts:
         what = f"behind block {behind}" if behind else f"with the {' and '.join(map(str, parts))}"
