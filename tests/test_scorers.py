@@ -198,7 +198,7 @@ def test_company_order_and_padding_change_no_bit(made: Made) -> None:
 def test_a_simulation_in_company_is_the_same(made: Made) -> None:
     model = inprocess.of_checkpoint(made.checkpoint)
     row = made.asked[1].tokens
-    asked = [Sequence(row[k : k + 9], 1 + k % 3) for k in range(80)]
+    asked = [Sequence(row[k : k + 9], 1 + k % 6) for k in range(80)]
     calls: list[int] = []
 
     def logits(tokens: Any, keep: int) -> Iterator[Any]:

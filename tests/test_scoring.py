@@ -163,7 +163,7 @@ def test_order_and_neighbours_change_no_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("together", [16, 128])
 def test_neighbours_of_one_length_may_run_together(together: int, tmp_path: Path) -> None:
-    asked = texts(120, longest=24)
+    asked = [Sequence(one.tokens, min(one.scored, 2)) for one in texts(120, longest=24)]
     order = Order(asked)
     calls: list[tuple[int, ...]] = []
     for name, logits, tokens in (("alone", toy(), 0), ("together", toy(calls), together)):
@@ -179,6 +179,25 @@ def test_neighbours_of_one_length_may_run_together(together: int, tmp_path: Path
     for rows, length in calls:
         assert rows == 1 or (rows * length <= together and length >= requests.SHORTEST)
     assert max(rows for rows, _ in calls) > 1
+
+
+def test_company_does_not_change_how_many_positions_are_computed(tmp_path: Path) -> None:
+    """Last bits of a logit may depend on how many others are computed beside it."""
+
+    def touchy(tokens: NDArray[np.int64], keep: int) -> Iterator[NDArray[np.float32]]:
+        for piece in toy()(tokens, keep):
+            yield piece * np.float32(1 + keep * 1e-4)
+
+    draw = np.random.default_rng(4)
+    rows = draw.integers(0, VOCAB, (30, 9)).tolist()
+    asked = [Sequence(tuple(row), 1 + place % 5) for place, row in enumerate(rows)]
+    order = Order(asked)
+    found = []
+    for tokens in (0, 128):
+        with journal.Journal(tmp_path / str(tokens)) as log:
+            scoring.take(order.requests, 0, touchy, log, tokens)
+        found.append(scoring.scores(journal.read(tmp_path / str(tokens)), order.sequences))
+    assert found[0] == found[1]
 
 
 def test_company_is_tried_first() -> None:

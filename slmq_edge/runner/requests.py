@@ -33,6 +33,7 @@ REFUSED = (
 )
 
 SHORTEST = 4  # tokens of a question in company: products of one row have kernels of their own
+KEPT = 2  # positions whose logits are computed at least: one alone has a kernel of its own, too
 
 
 class Question(NamedTuple):
@@ -45,6 +46,11 @@ class Question(NamedTuple):
     def scored(self) -> int:
         """Positions whose logits are wanted."""
         return int(self.targets.shape[1])
+
+    @property
+    def kept(self) -> int:
+        """Positions whose logits are computed."""
+        return min(len(self.read), max(KEPT, self.scored))
 
 
 class Requests(NamedTuple):
@@ -129,12 +135,17 @@ def questions(requests: Requests, first: int) -> Iterator[Question]:
 
 
 def batches(asked: Iterator[Question], tokens: int) -> Iterator[list[Question]]:
-    """Yield neighbours of one length, as many as read at most ``tokens``; others alone."""
+    """Yield neighbours of one length, as many as read at most ``tokens``; others alone.
+
+    As many positions are kept of each as of it alone: torch's product by a float head has other
+    last bits where it is of more rows.
+    """
     batch: list[Question] = []
     for question in asked:
         length = len(question.read)
         fits = length >= SHORTEST and length * (len(batch) + 1) <= tokens
-        if batch and not (fits and len(batch[0].read) == length):
+        is_alike = batch and len(batch[0].read) == length and batch[0].kept == question.kept
+        if batch and not (fits and is_alike):
             yield batch
             batch = []
         batch.append(question)

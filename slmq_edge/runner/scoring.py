@@ -27,14 +27,13 @@ from slmq_edge.runner import (
     work,
 )
 from slmq_edge.runner.likelihood import score
-from slmq_edge.runner.requests import Question, Requests
+from slmq_edge.runner.requests import KEPT, Question, Requests
 from slmq_edge.runner.runtimes import Place
 
 # So much is lost by a kill, at most: a memory card takes long to flush, and lines stay short.
 FLUSH_SECONDS, FLUSH_SEQUENCES = 1.0, 1000
 TOGETHER = 128  # tokens: so many keep a CPU's cores as busy as more
 WORTH = 16  # batches: of fewer, the trial takes longer than it saves
-KEPT = 2  # positions whose logits are computed at least: one alone has a kernel of its own
 DOING = {
     "begin": "probing integers",
     "probe": "checking golden prompts",
@@ -125,8 +124,7 @@ def take(
 
 def _answers(batch: list[Question], logits: Logits) -> Iterator[tuple[list[float], list[bool]]]:
     """The scores of each question of a batch."""
-    length = len(batch[0].read)
-    keep = min(length, max(KEPT, *(question.scored for question in batch)))
+    keep = batch[0].kept
     pieces = logits(np.stack([question.read for question in batch]), keep)
     if len(batch) == 1:
         (question,) = batch
