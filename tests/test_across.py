@@ -214,7 +214,7 @@ def test_what_cannot_be_compared_is_put_aside_and_said() -> None:
     assert "pi (ort): no run in full precision to hold none w8a8, smoothquant" in told
     assert "orin (ort, projected): no run in full precision to hold quip w8a8" in told
     assert "nano (ort): nothing but none fp32" in told
-    for write in (WRITERS["terminal"], WRITERS["markdown"], WRITERS["json"]):
+    for write in (WRITERS["terminal"], WRITERS["md"], WRITERS["json"]):
         assert "nothing but none fp32" in " ".join(write(found).split())
     with pytest.raises(SlmqError, match="nothing can be compared: on no device"):
         across(lonely)
@@ -244,7 +244,7 @@ def test_every_format_carries_every_row_and_the_terminal_keeps_its_width() -> No
     assert "all on jetson-orin-nano-8gb (ort): 6 repetitions | say *little*" in " ".join(
         text.split()
     )
-    assert "6 repetitions \\| say \\*little\\*" in WRITERS["markdown"](found)
+    assert "6 repetitions \\| say \\*little\\*" in WRITERS["md"](found)
     document = json.loads(WRITERS["json"](found))
     assert (document["format"], document["version"]) == ("slmq-edge-across", 1)
     (matrix,) = document["matrices"]

@@ -239,6 +239,7 @@ def test_the_ranking_is_the_one_that_protect_takes(
     assert (document["windows"], document["length"]) == (8, 64)
 
 
+@pytest.mark.slow
 def test_a_method_is_measured_on_text_that_it_did_not_see(here: Path) -> None:
     small = ("--method", "smoothquant", "--windows", 8, "--length", 64, "--scheme", "w4a8")
     flags = ("--protect", 2, "--kv", 8, "--held-out", 4, "--format", "json", "-o", "a.json")

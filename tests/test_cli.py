@@ -92,6 +92,7 @@ def test_a_checkpoint_is_exported_as_it_stands(bundles: Path) -> None:
     assert_one_line(slmq("profile", "ckpt", cwd=bundles), 1, "is not a bundle")
 
 
+@pytest.mark.slow
 def test_a_folder_of_qwen3_goes_to_a_measured_bundle(tmp_path: Path) -> None:
     """Norms of heads, and after them all that is online: R3, rounded keys and values, R4."""
     words = builtin.folder("demo-qwen2")

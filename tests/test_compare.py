@@ -438,7 +438,7 @@ def test_cli_json_has_one_line_for_every_candidate(files: tuple[Path, Path]) -> 
 
 def test_cli_writes_a_file_once(files: tuple[Path, Path], tmp_path: Path) -> None:
     target = tmp_path / "report.md"
-    arguments = ("-b", files[0], "-c", files[1], "--format", "markdown", "-o", target)
+    arguments = ("-b", files[0], "-c", files[1], "--format", "md", "-o", target)
     result = invoke(*arguments)
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == f"written: {target}\n"
@@ -465,8 +465,8 @@ def test_cli_guesses_a_misspelt_file(files: tuple[Path, Path]) -> None:
     ("arguments", "message"),
     [
         (("--convention", "papers"), "unknown convention 'papers' (did you mean paper?)"),
-        (("--format", "markdwon"), "unknown format 'markdwon' (did you mean markdown?)"),
-        (("--json", "--format", "markdown"), "contradict each other"),
+        (("--format", "mdd"), "unknown format 'mdd' (did you mean md?)"),
+        (("--json", "--format", "md"), "contradict each other"),
     ],
 )
 def test_cli_refuses_a_request_before_it_reads(arguments: tuple[str, ...], message: str) -> None:

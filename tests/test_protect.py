@@ -404,6 +404,7 @@ def test_from_the_command_line_to_the_bundle_and_back_by_the_recipe(here: Path) 
     assert names[0].removeprefix("model.layers.") in told
 
 
+@pytest.mark.slow
 def test_methods_choose_by_the_model_that_they_have_prepared(here: Path) -> None:
     """SmoothQuant mends what is worst in demo-llama: other linears are left to protect."""
     small = ("--windows", 8, "--length", 64, "--scheme", "w4a8", "--protect", 4)

@@ -48,6 +48,7 @@ def test_plain_rounding_is_what_it_was(scheme: str) -> None:
     assert found == pytest.approx(ROUNDED[scheme], rel=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_w8a8_is_no_worse_than_rounding(method: str) -> None:
     worse = log_perplexity(STORIES, "w8a8", method) - log_perplexity(STORIES, "w8a8", "none")
@@ -62,7 +63,7 @@ def test_w8a8_is_no_worse_than_rounding(method: str) -> None:
         ("w4a8", "gptq", "upstream", 0.45),
         ("w4a8", "omniquant", "upstream", 0.35),
         ("w4a8", "spinquant", "best", 0.50),
-        ("w4a8-g32", "spinquant", "best", 0.60),
+        pytest.param("w4a8-g32", "spinquant", "best", 0.60, marks=pytest.mark.slow),
     ],
 )
 def test_methods_win_back_what_four_bits_lose(

@@ -100,7 +100,7 @@ def test_what_is_no_limit_is_refused(text: str, message: str) -> None:
         limit(text)
 
 
-@given(st.sampled_from(LIMITS), st.floats(min_value=0, max_value=10, allow_subnormal=False))
+@given(st.sampled_from(LIMITS), st.floats(min_value=0, max_value=0.99, allow_subnormal=False))
 def test_a_percentage_is_a_hundredth(name: str, value: float) -> None:
     text = f"{value:.6f}"
     assert limit(f"{name}={text}%").value == pytest.approx(limit(f"{name}={text}").value / 100)
@@ -129,3 +129,9 @@ def test_cli_fails_behind_the_table_and_says_what_is_open(tmp_path: Path) -> Non
     assert invoke("-b", paths[0], "-c", paths[2], "--fail-on", "decode=10%").stderr == ""
     early = invoke("-b", "missing.json", "-c", paths[1], "--fail-on", "decde=5%")
     assert isinstance(early.exception, UsageError)
+
+
+@pytest.mark.parametrize("text", ["decode=5", "size=1.0"])
+def test_a_share_of_one_or_more_must_say_percent(text: str) -> None:
+    with pytest.raises(UsageError, match=f"write {text}%"):
+        limit(text)

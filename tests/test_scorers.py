@@ -195,7 +195,21 @@ def test_company_order_and_padding_change_no_bit(made: Made) -> None:
             assert scorer.score(asked[part], silent) == together[part]
 
 
-def test_a_simulation_in_company_is_the_same(made: Made) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_several_threads_score_no_simulation_in_company(made: Made, one_thread: None) -> None:
+    assert inprocess.of_checkpoint(made.checkpoint).together == inprocess.TOGETHER
+    torch.set_num_threads(2)
+    assert inprocess.of_checkpoint(made.checkpoint).together == 0
+
+
+def test_a_simulation_in_company_is_the_same(made: Made, one_thread: None) -> None:
     model = inprocess.of_checkpoint(made.checkpoint)
     row = made.asked[1].tokens
     asked = [Sequence(row[k : k + 9], 1 + k % 6) for k in range(80)]

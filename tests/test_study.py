@@ -42,6 +42,7 @@ from tests.studies import (
     timed,
     twice,
 )
+from tests.test_compare import with_series
 from tests.test_eval_results import evaluation, half_wrong, questions_task, text_task
 
 
@@ -540,3 +541,14 @@ def test_runs_of_one_artifact_count_as_one(tmp_path: Path) -> None:
     rows = study_of(tmp_path).inference.rows
     assert len(rows) == 2
     assert sorted(len(row.paths) for row in rows) == [1, 2]
+
+
+def test_the_papers_passes_stand_beside_prefill_and_decoding(tmp_path: Path) -> None:
+    plain = timed("none", "fp32", 4.0)
+    passes = [with_series(one, forward_seconds=(0.5, 0.25, 0.5)) for one in twice(plain)]
+    save(tmp_path / "with", *passes)
+    (row,) = study_of(tmp_path / "with").inference.rows
+    assert row.forward == plain.workload.prompt_tokens / 0.5
+    save(tmp_path / "without", plain)
+    (row,) = study_of(tmp_path / "without").inference.rows
+    assert row.forward is None

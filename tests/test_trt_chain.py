@@ -122,6 +122,7 @@ def test_a_model_becomes_an_engine_that_is_checked_and_measured(
     assert said.returncode == 0, said.stderr
 
 
+@pytest.mark.slow
 def test_it_is_compared_with_the_float16_baseline_of_the_same_writer(
     board: Board, bundle: Recipe
 ) -> None:

@@ -150,6 +150,7 @@ def test_what_its_parser_refuses_is_said_with_the_node(tmp_path: Path) -> None:
         nvidia.check(tmp_path / "bad.onnx", recipe)
 
 
+@pytest.mark.slow
 def test_the_command_line_compiles_a_bundle(tmp_path: Path) -> None:
     made = slmq(
         "export", "demo-qwen2", "-m", "none", "--target", "trt", "-o", "bundle", cwd=tmp_path

@@ -49,7 +49,7 @@ def compare(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="NAME", help="terminal, markdown, csv or json. Default: terminal."
+            "--format", metavar="NAME", help="terminal, md, csv or json. Default: terminal."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
@@ -86,7 +86,7 @@ def compare(
       slmq-edge compare -b fp32-run.json -c w8a8-run.json -c w4a8-run.json
       slmq-edge compare -b main-run.json -c branch-run.json --fail-on decode=5% --fail-on size=1%
       slmq-edge compare -b a1.json -b a2.json -c b1.json -c b2.json
-      slmq-edge compare gpu/*-run.json orin/*-run.json --mixed-baselines --format markdown
+      slmq-edge compare gpu/*-run.json orin/*-run.json --mixed-baselines --format md
       slmq-edge compare -b fp32-run.json -c w8a8-run.json --json | jq .rows
     """
     from slmq_edge.commands.formats import chosen_format

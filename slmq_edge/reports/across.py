@@ -107,7 +107,7 @@ def comma_separated(found: Across) -> str:
 
 WRITERS: dict[str, Callable[[Across], str]] = {
     "terminal": terminal,
-    "markdown": markdown,
+    "md": markdown,
     "csv": comma_separated,
     "json": to_json,
 }

@@ -152,7 +152,7 @@ def comma_separated(comparison: Comparison) -> str:
 
 WRITERS: dict[str, Callable[[Comparison], str]] = {
     "terminal": terminal,
-    "markdown": markdown,
+    "md": markdown,
     "csv": comma_separated,
     "json": json_line,
 }

@@ -80,6 +80,13 @@ class Row:
         return self._median(lambda run: run.prefill_rate.median)
 
     @property
+    def forward(self) -> float | None:
+        """Tokens/s of the paper's passes; None where not every run has some."""
+        rates = [run.forward_rate for run in self.side.runs]
+        told = [rate.median for rate in rates if rate is not None]
+        return statistics.median(told) if len(told) == len(rates) else None
+
+    @property
     def first_token(self) -> float:
         """In seconds."""
         return self._median(lambda run: run.series["prefill_seconds"].median)

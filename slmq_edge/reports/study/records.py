@@ -75,6 +75,7 @@ def _timed(row: Timed | None) -> dict[str, object]:
         "threads": work.threads,
         "prefill_tokens_per_second": row.prefill,
         "decode_tokens_per_second": row.decode,
+        "forward_tokens_per_second": row.forward,
         **_ratio("prefill", row.prompt),
         **_ratio("decode", row.faster),
         "memory_kind": row.memory[0] if row.memory else None,

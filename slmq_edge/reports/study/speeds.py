@@ -31,8 +31,8 @@ from slmq_edge.study.paper import Printed
 
 TIMED = (
     "artifact", "SLMQ_infer", "decode tok/s", f"decode {TIMES}", "prefill tok/s",
-    f"prefill {TIMES}", "first token", "peak memory", f"less {TIMES}", "weights",
-    f"smaller {TIMES}", "MACs a token", "tokens/J",
+    f"prefill {TIMES}", "forward pass tok/s", "first token", "peak memory", f"less {TIMES}",
+    "weights", f"smaller {TIMES}", "MACs a token", "tokens/J",
 )  # fmt: skip
 CONVENTION = (
     "artifact", "GPU mem. MB", '"size": parameters', '"MACs", 128 tokens', "SLMQ_infer",
@@ -90,6 +90,7 @@ def _speeds(row: Row) -> Line:
         times_cell(row, row.faster),
         rate(row.prefill),
         times_cell(row, row.prompt),
+        NOTHING if row.forward is None else rate(row.forward),
         seconds_text(row.first_token),
         memory_cell(row.memory),
         times_cell(row, row.less),

@@ -173,7 +173,9 @@ def of_checkpoint(folder: Path) -> Model:
         **_here(),
         "versions": {"torch": torch.__version__},
     }
-    return Model(identity, found.anatomy, simulated(Simulation(found)), TOGETHER)
+    # Several threads share a batch out as they please: sums then depend on the company.
+    together = TOGETHER if torch.get_num_threads() == 1 else 0
+    return Model(identity, found.anatomy, simulated(Simulation(found)), together)
 
 
 def simulated(simulation: Simulation) -> scoring.Logits:
