@@ -39,7 +39,7 @@ check: setup ## what CI runs: linters, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --hypothesis-profile brief
 
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -10,7 +10,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from hypothesis import settings
+
 from tests.full_disk import full_disk
 from tests.sshd import sshd
+
+# make check: fewer examples of each property, the same each time.
+settings.register_profile("brief", max_examples=40, derandomize=True, deadline=None)
 
 __all__ = ["full_disk", "sshd"]
