@@ -2,8 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-out
-# Whole files of tests to each process: fixtures of a file are made once. Some tests wait: a process more than cores.
-SIDE_BY_SIDE := -n $(shell [ "$$(nproc)" -lt 3 ] && echo 3 || echo 4) --dist loadfile
+# Whole files of tests to each core: fixtures of a file are made once. No more: some tests read sensors in time.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 # NVIDIA's parser and compiler without a GPU; there are wheels for x86 alone.
 ifeq ($(shell uname -m),x86_64)
 CHECK := ,trt-check

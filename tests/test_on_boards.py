@@ -20,7 +20,7 @@ from tests import boards, toy_graph
 from tests.test_inference import Listener
 
 WORK = Workload(prompt_tokens=6, new_tokens=5, repetitions=2, warmups=0, threads=1)
-SECONDS = 0.6  # of a window: seven readings
+SECONDS = 2.0  # of each window: a busy machine reads seldom
 
 
 @pytest.fixture(autouse=True)
