@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from slmq_edge.commands import options
+from slmq_edge.commands.formats import Output
 from slmq_edge.models import DEFAULT_MODEL
 
 
@@ -36,10 +37,7 @@ def analyze(
     format: Annotated[
         str, typer.Option("--format", metavar="NAME", help="terminal, csv or json.")
     ] = "terminal",
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
+    output: Output = None,
     force: options.Force = False,
     **words: Any,
 ) -> None:

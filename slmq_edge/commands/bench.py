@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from slmq_edge.commands.formats import Force, Output
+
 if TYPE_CHECKING:
     from slmq_edge.bench.cells import Cell
     from slmq_edge.bench.feasible import Checked
@@ -185,11 +187,8 @@ def report(
         str | None,
         typer.Option("--format", metavar="NAME", help="terminal, md, csv, json or html."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Tables and plots of what a bench has measured so far: slmq-edge report study OUT.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slmq_edge.commands.formats import Force, Json, Output
+
 if TYPE_CHECKING:
     from slmq_edge.compare import Comparison, Convention
     from slmq_edge.limits import Limit
@@ -52,12 +54,9 @@ def compare(
             "--format", metavar="NAME", help="terminal, md, csv or json. Default: terminal."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: Json = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Compare runs of slmq-edge profile: size, memory, speed, and the SLMQ_infer score.
 
@@ -89,10 +88,10 @@ def compare(
       slmq-edge compare gpu/*-run.json orin/*-run.json --mixed-baselines --format md
       slmq-edge compare -b fp32-run.json -c w8a8-run.json --json | jq .rows
     """
-    from slmq_edge.commands.formats import chosen_format
+    from slmq_edge.commands.formats import chosen_format, deliver, refuse_input
     from slmq_edge.compare import require_convention
     from slmq_edge.errors import UsageError
-    from slmq_edge.files import check_output, existing, write_text_atomically
+    from slmq_edge.files import check_output, existing
     from slmq_edge.regressions import limit
     from slmq_edge.reports import compare as pairs
     from slmq_edge.results import load
@@ -109,7 +108,7 @@ def compare(
     for path in paths:
         existing(path, "run")
     if output is not None:
-        _refuse_input(output, paths)
+        refuse_input(output, paths, "runs")
         check_output(output, force)
 
     loaded = [load(path) for path in paths]
@@ -119,11 +118,7 @@ def compare(
     else:
         count = len(baselines or ())
         text, compared = _of_pairs(loaded[:count], loaded[count:], known, chosen)
-    if output is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text_atomically(output, text, force)
-        typer.echo(f"written: {output}", err=True)
+    deliver(text, output, force)
     _require_within(compared, limits, aside)
 
 
@@ -183,11 +178,3 @@ def _require_within(
         raise SlmqError(f"beyond --fail-on {asked}: {'; '.join(beyond)}")
     if limits and aside:
         raise SlmqError(f"--fail-on cannot be told of what was not compared: {'; '.join(aside)}")
-
-
-def _refuse_input(output: Path, runs: list[Path]) -> None:
-    """Nothing measured is lost: --force must not turn a run into a report on itself."""
-    from slmq_edge.errors import UsageError
-
-    if output.resolve() in [path.resolve() for path in runs]:
-        raise UsageError(f"{output} is one of the runs: write the comparison elsewhere")

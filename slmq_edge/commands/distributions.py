@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from slmq_edge.commands import options
+from slmq_edge.commands.formats import Output
 from slmq_edge.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -55,10 +56,7 @@ def distributions(
             "or terminal.",
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
+    output: Output = None,
     force: options.Force = False,
     **words: Any,
 ) -> None:

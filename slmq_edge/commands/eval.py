@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from slmq_edge.commands.formats import Force
+
 
 def evaluate(
     what: Annotated[
@@ -93,7 +95,7 @@ def evaluate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print eval.json, no table.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    force: Force = False,
 ) -> None:
     """Score questions and text with lm-eval: accuracies and perplexities.
 

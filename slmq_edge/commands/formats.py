@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from slmq_edge.errors import UsageError, unknown
+
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output.")]
+Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 
 
 def chosen_format(name: str | None, as_json: bool, known: Iterable[str]) -> str:
@@ -22,6 +30,16 @@ def chosen_format(name: str | None, as_json: bool, known: Iterable[str]) -> str:
     if chosen not in known:
         raise UsageError(unknown("format", chosen, tuple(known)))
     return chosen
+
+
+def refuse_input(output: Path, inputs: Iterable[Path], what: str) -> None:
+    """Nothing measured is lost: --force must not turn an input into a report on itself.
+
+    Raises:
+        UsageError: the output is one of ``inputs``, which are called ``what``.
+    """
+    if output.resolve() in [path.resolve() for path in inputs]:
+        raise UsageError(f"{output} is one of the {what}: write the comparison elsewhere")
 
 
 def deliver(text: str, output: Path | None, force: bool) -> None:

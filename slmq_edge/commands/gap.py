@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from slmq_edge.commands.formats import Force, Json, Output
+
 
 def gap(
     base: Annotated[
@@ -30,12 +32,9 @@ def gap(
             "--format", metavar="NAME", help="terminal, md, csv or json. Default: terminal."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    as_json: Json = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Compare evaluations question by question: the deployment gap.
 
@@ -55,8 +54,7 @@ def gap(
       slmq-edge gap fp32-eval.json ort-eval.json --format md -o gap.md
       slmq-edge gap simulated-eval.json ort-eval.json --fail-on token-kl=0.001
     """
-    from slmq_edge.commands.formats import chosen_format, deliver
-    from slmq_edge.errors import UsageError
+    from slmq_edge.commands.formats import chosen_format, deliver, refuse_input
     from slmq_edge.files import check_output, existing
     from slmq_edge.reports.gap import WRITERS, require_within
     from slmq_edge.tracks.accuracy.gap import compare, parse
@@ -67,8 +65,7 @@ def gap(
     for path in (base, *others):
         existing(path, "evaluation")
     if output is not None:
-        if output.resolve() in [path.resolve() for path in (base, *others)]:
-            raise UsageError(f"{output} is one of the evaluations: write the comparison elsewhere")
+        refuse_input(output, (base, *others), "evaluations")
         check_output(output, force)
 
     reference = load(base)

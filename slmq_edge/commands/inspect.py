@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from slmq_edge.commands.formats import Force, Output
+
 
 def inspect(
     folder: Annotated[
@@ -24,11 +26,8 @@ def inspect(
     threads: Annotated[
         int | None, typer.Option(min=1, help="With --run. Default: one for every core we may use.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Say what is inside a bundle or a checkpoint: model, licence, scheme, sizes, checks.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from slmq_edge.commands.formats import Force, Output
 
 
 def macs(
@@ -23,11 +24,8 @@ def macs(
     format: Annotated[
         str, typer.Option("--format", metavar="NAME", help="terminal, md, csv or json.")
     ] = "terminal",
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Count the multiply-adds of linears, head, rotations and attention, from sizes alone.
 

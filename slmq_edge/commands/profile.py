@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from slmq_edge.commands.formats import Force
 from slmq_edge.commands.options import Where
 from slmq_edge.commands.rounds import Event, Rounds
 
@@ -89,7 +90,7 @@ def profile(
         typer.Option(help="Of slmq-edge build, for TensorRT. Default: engines/ in the bundle."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json, no table.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    force: Force = False,
     allow_inexact: Annotated[
         bool,
         typer.Option(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from slmq_edge.commands.formats import Force, Json, Output
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Tables of what was made.")
 
 
@@ -27,11 +29,8 @@ def cost(
     format: Annotated[
         str, typer.Option("--format", metavar="NAME", help="terminal, md, csv or json.")
     ] = "terminal",
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """What quantizing cost: peak memory, time and SLMQ_quant, as in Table 4 of the SLMQuant paper.
 
@@ -73,11 +72,8 @@ def study(
             "--format", metavar="NAME", help="terminal, md, csv, json or html. Default: terminal."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
+    as_json: Json = False,
+    output: Output = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +92,7 @@ def study(
         ),
     ] = False,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the report.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    force: Force = False,
 ) -> None:
     """Which method for which device: a report on a whole folder of results.
 

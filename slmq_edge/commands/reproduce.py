@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slmq_edge.commands.formats import Force
 from slmq_edge.commands.options import Where
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def reproduce(
         bool, typer.Option("--measure/--no-measure", help="Make the artifact alone.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print reproduction.json.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    force: Force = False,
 ) -> None:
     """Make what a run measured anew, measure it again, and say what drifted.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from slmq_edge.commands.formats import Force, Output
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="TensorRT on this machine.")
 
 
@@ -28,11 +30,8 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Where engines are kept. Default: BUNDLE/engines."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to this file, not to stdout."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    output: Output = None,
+    force: Force = False,
 ) -> None:
     """Print as JSON what is here, what was built, what became INT8, and how fast it was.
 

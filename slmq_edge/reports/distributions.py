@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from slmq_edge.analysis.distributions import to_json
 from slmq_edge.reports.analyze import short
 from slmq_edge.reports.plots import as_file
 from slmq_edge.reports.plots import distributions as plot
+from slmq_edge.reports.tables import aligned
 
 if TYPE_CHECKING:
     from slmq_edge.analysis.distributions import Change, Distributions, Linear, Spread
@@ -25,7 +27,9 @@ HEADINGS = ("linear", "largest", "max/median", "kurtosis")
 def terminal(found: Distributions) -> str:
     """What stands out, before -> after: inputs, then weights."""
     parts = ["\n".join([_title(found), *_lines(found)])]
-    parts += [f"{title}\n{_aligned(rows)}" for title, rows in _tables(found)]
+    parts += [
+        f"{title}\n{textwrap.indent(aligned(rows, 1), '  ')}" for title, rows in _tables(found)
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -141,16 +145,6 @@ def _figures(change: Change) -> tuple[str, ...]:
         both(lambda spread: spread.absmax_over_median),
         both(lambda spread: spread.kurtosis),
     )
-
-
-def _aligned(rows: Rows) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"  {row[0]:<{widths[0]}}  "
-        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _cell(words: str) -> str:
