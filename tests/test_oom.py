@@ -84,6 +84,12 @@ def _count(path: Path) -> int:
     return sum(event["event"] == "repetition" for event in events)
 
 
+def _kills(group: Path) -> int:
+    """Processes of the group that the kernel killed for want of memory."""
+    lines = (group / "memory.oom_control").read_text().splitlines()
+    return int(dict(line.split() for line in lines)["oom_kill"])
+
+
 def test_what_was_measured_outlives_the_kernels_kill(tmp_path: Path, group: Path) -> None:
     """Another process takes the memory in mid-run; the kernel takes the runner, not us."""
 
@@ -100,7 +106,8 @@ def test_what_was_measured_outlives_the_kernels_kill(tmp_path: Path, group: Path
     assert now["state"] == "oom_killed", now
     assert (now["exit_code"], supervisor.returncode) == (-signal.SIGKILL, 1)
     assert 3 <= now["kept"] == _count(path) < WORK.repetitions
-    assert "oom_kill 1" in (group / "memory.oom_control").read_text()
+    # At least the runner; the other may be taken as well before it stops asking.
+    assert _kills(group) >= 1
 
     kept = journal.read(path)
     with supervised.begin(tmp_path / "run", RUNNER, enter=enter) as supervisor:
