@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from slmq_edge import builtin, models
+from tests import warm
 from tests.decoders import QWEN2, QWEN3, random_decoder, write_folder
 
 # What a small export needs, so that a test takes seconds.
@@ -20,7 +21,10 @@ SMALL = ("--windows", "8", "--length", "64", "--steps", "2", "--activations", "s
 
 
 def slmq(*arguments: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command line; with ``variables``, which imports may read, from the very beginning."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "hub"), **variables}
+    if not variables:
+        return warm.run([str(one) for one in arguments], cwd, environment)
     command = [sys.executable, "-m", "slmq_edge", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
