@@ -44,7 +44,10 @@ def evaluated(name: str, words: str, limit: int | None = None) -> Evaluation:
     return evaluation.evaluate(Plain(folder), tokenizer, these, lambda share, text: None)
 
 
-@pytest.mark.parametrize("name", builtin.MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [builtin.MODELS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in builtin.MODELS[1:])],
+)
 def test_they_score_what_their_documentation_says(name: str) -> None:
     found = evaluated(name, "builtin")
     folder = builtin.folder(name)
