@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -216,3 +217,22 @@ def test_norms_and_gates_are_the_decoders_and_fused_ones_round_them() -> None:
 def test_a_cpu_gets_the_reference() -> None:
     assert ops.choose("cpu").NAME == ops.REFERENCE
     assert ops.choose("cpu") is reference
+
+
+def test_a_gpu_gets_triton_where_it_is_installed_and_else_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def imported(name: str) -> object:
+        asked.append(name.rpartition(".")[2])
+        return reference
+
+    monkeypatch.setattr(importlib, "import_module", imported)
+    for there in ({"triton"}, {"slmq_edge.torch_runtime.triton_ops"}):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, there=there: name in there)
+        ops.choose("cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    ops.choose("cuda")
+    ops.choose("cpu")
+    assert asked == ["reference", "reference", "triton_ops", "reference"]
