@@ -193,6 +193,25 @@ def test_a_cpu_whose_product_saturates_multiplies_floats_exactly(
         reference._cpu_is_exact.cache_clear()
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (17, 16, 16), (32, 64, 24)])
+def test_sizes_that_cublas_does_not_take_are_filled_up(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, width, out = shape
+    x = input_of(rows, width).clamp(-128, 127).to(torch.int8)
+    w, sizes, multiply = weight_of(out, width, WEIGHTS_8).integers, [], torch._int_mm
+
+    def seen(x: Tensor, w: Tensor) -> Tensor:
+        sizes.append((*x.shape, w.shape[1]))
+        return multiply(x, w)
+
+    monkeypatch.setattr(torch, "_int_mm", seen)
+    assert torch.equal(reference._filled_up(x, w).long(), x.long() @ w.long().mT)
+    ((m, k, n),) = sizes
+    assert (m % 32, k % 8, n % 8) == (0, 0, 0)
+    assert (m - rows, k - width, n - out) < (32, 8, 8)
+
+
 def test_weights_alone_are_values_in_the_inputs_own_floats() -> None:
     x, weight = input_of(3, 96).half(), weight_of(40, 96, Grid(4, "channel", group=32))
     found = reference.weight_only(x, packing.packed([weight]), None)
