@@ -18,7 +18,7 @@ from slmq_edge.runner.measure import Workload, measure
 from slmq_edge.torch_runtime import session as sessions
 from slmq_edge.torch_runtime.captured import WARMUPS, Steps
 from slmq_edge.torch_runtime.model import IntegerModel
-from slmq_edge.torch_runtime.session import Held, Session
+from slmq_edge.torch_runtime.session import Past, Session
 from tests import graphs
 from tests.decoders import text_for
 from tests.torch_models import ROTATED, checkpoint
@@ -305,4 +305,4 @@ def test_a_session_is_on_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPa
 
 def test_what_a_caller_holds_is_two_numbers() -> None:
     _, held = opened("w8a8").prefill(prompt(), 1)
-    assert held == Held(20, 1)
+    assert held == Past(20, 1)

@@ -13,7 +13,22 @@ from torch.nn import functional
 from slmq_edge.quantization.rounding import Steps, integer_matmul, quantize, to_levels
 from slmq_edge.scheme import Grid
 from slmq_edge.torch_runtime.ops import REFERENCE, Levels, Packed
+from slmq_edge.torch_runtime.reference_attention import attend, stored, turned, turned_stored
 
+__all__ = [
+    "NAME",
+    "attend",
+    "gated",
+    "gated_rounded",
+    "linear",
+    "normed",
+    "normed_rounded",
+    "round_rows",
+    "stored",
+    "turned",
+    "turned_stored",
+    "weight_only",
+]
 NAME = REFERENCE
 # torch lets cuBLAS multiply int8 from 17 rows on, where sizes are multiples of 8; with 17 rows some
 # releases of cuBLAS were wrong (pytorch issue 107671): rows are filled up with zeros.
