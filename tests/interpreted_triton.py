@@ -8,16 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton.runtime import interpreter
 
+from benchmarks import gpu_kernels
 from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.quantization.rounding import Steps, quantize
 from slmq_edge.scheme import OPERANDS_8, Grid
@@ -31,23 +29,6 @@ TOKEN, BOTH_SIDES = Grid(8, "token"), Grid(8, "token", symmetric=False)
 WIDTHS = (2, 3, 7, 31, 33, 64, 100, 129, 576, 896)
 PHASES = (Phase.explicit, Phase.generate)
 examples = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, phases=PHASES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def bounds_of_loops() -> Iterator[None]:
-    """A loop's bound that was read from memory is an array of one value.
-
-    The interpreter of Triton 3.6 makes a number of it in a way that numpy 2.4 refuses.
-    """
-    patched = interpreter._patch_lang_tensor
-
-    def patch(tensor: Any, scope: Any) -> None:
-        patched(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch
-    yield
-    interpreter._patch_lang_tensor = patched
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = F32) -> Tensor:
@@ -432,3 +413,16 @@ def test_attention_reads_what_is_filled(
     assert mine.dtype == dtype
     close = {F16: 4e-3, F32: 2e-5}[dtype]
     torch.testing.assert_close(mine.to(torch.float64), expected, rtol=close, atol=close)
+
+
+def test_the_kernels_benchmark_is_rehearsed() -> None:
+    """Every operator that it times, once, and products equal to the reference."""
+    bench = gpu_kernels.Bench(gpu_kernels.chosen(torch.device("cpu")), torch.device("cpu"))
+    assert bench.ops is triton_ops
+    shape = gpu_kernels.Shape(hidden=32, ffn=32, heads=1, kv_heads=1, vocab=8)
+    rows = list(bench.model("toy", shape, 1, ("fp16", "w8a8", "w4a8-g32", "w4a16-g32")))
+    assert {row.operator for row in rows} == {
+        "qkv", "o", "gate_up", "down", "head", "norm", "gate", "turn", "attend",
+    }  # fmt: skip
+    assert {row.equal for row in rows} == {None, True}
+    assert all(row.seconds > 0 and row.bytes > 0 for row in rows)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from slmq_edge.torch_runtime.kernels import interpreting
+
 # The interpreter knows no instruction of a GPU: it multiplies the four bytes one by one.
-INSTRUCTIONS = tl.constexpr(not triton.knobs.runtime.interpret)
+INSTRUCTIONS = tl.constexpr(not interpreting.IS_ON)
 # Added to a number of at most 2^22, it leaves no bits for a fraction: the sum is rounded to even.
 SHIFT = tl.constexpr(1.5 * 2**23)
 FARTHEST = tl.constexpr(2.0**22)
