@@ -70,17 +70,22 @@ def linear(x: Levels, weight: Packed, bias: Tensor | None, floats: torch.dtype) 
     y = x.integers.new_empty((count, weight.rows), dtype=floats)
     if not count:
         return y
-    groups = _groups(weight)
-    flags = {"STATIC": x.scale.numel() == 1, "BLOCKED": x.group is not None and groups > 1}
+    group = weight.group or x.group or width
+    groups = -(-width // group)
+    flags = {
+        "STATIC": x.scale.numel() == 1,
+        "BLOCKED": x.group is not None and groups > 1,
+        "SCALES": _groups(weight),
+    }
     arguments = (
         x.integers.contiguous(), x.scale.contiguous(), _contiguous(x.zero),
         weight.integers, weight.scale, weight.zero, weight.row_sums if x.zero is not None else None,
         bias, y, count, weight.rows,
     )  # fmt: skip
     per_word = BITS_A_WORD // weight.bits
-    if count <= blocks.MOST_GEMV_ROWS and _by_words(weight, per_word):
+    if count <= blocks.MOST_GEMV_ROWS and _by_words(width, group, per_word):
         words = width // per_word
-        each = weight.group // per_word if weight.group is not None and groups > 1 else None
+        each = group // per_word if groups > 1 else None
         tile = blocks.gemv(count, weight.rows, words, each)
         launching.launch(
             integer_gemv, (_programs(weight.rows, tile.out),), *arguments,
@@ -88,7 +93,7 @@ def linear(x: Levels, weight: Packed, bias: Tensor | None, floats: torch.dtype) 
             ROWS=tile.rows, OUT=tile.out, CHUNK=tile.inner, num_warps=tile.warps,
         )  # fmt: skip
         return y
-    group = weight.group if weight.group is not None and groups > 1 else width
+    group = min(group, width)
     most = blocks.most_held(None, plain=weight.bits == 8 and groups == 1)
     tile = blocks.gemm(count, weight.rows, group, most)
     launching.launch(
@@ -106,14 +111,13 @@ def weight_only(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
     y = x.new_empty((count, weight.rows))
     if not count:
         return y
-    groups = _groups(weight)
-    group = weight.group if weight.group is not None and groups > 1 else width
+    groups, group = _groups(weight), min(weight.group or width, width)
     arguments = (
         x.contiguous(), weight.integers, weight.scale, weight.zero, bias, y, count, weight.rows,
     )  # fmt: skip
     shape = {"BITS": weight.bits, "WIDTH": width, "GROUP": group, "GROUPS": groups}
     per_byte = 8 // weight.bits
-    if count <= blocks.MOST_GEMV_ROWS and _by_words(weight, per_byte):
+    if count <= blocks.MOST_GEMV_ROWS and _by_words(width, group, per_byte):
         tile = blocks.float_gemv(count, width // per_byte, group // per_byte if groups > 1 else 1)
         launching.launch(
             float_gemv, (_programs(weight.rows, tile.out),), *arguments, **shape,
@@ -190,20 +194,21 @@ def _launch_rows(
 
 def _takes(input_group: int | None, weight: Packed) -> bool:
     """Whether kernels know how the groups of an input and of a weight lie to each other."""
-    if weight.bits == 4 and weight.group is not None and weight.group % 2:
-        return _groups(weight) == 1
-    return input_group is None or input_group == weight.group
+    group = weight.group or input_group or weight.width
+    if weight.bits == 4 and group % 2 and group < weight.width:
+        return False
+    return input_group in (None, group)
 
 
 def _groups(weight: Packed) -> int:
     return int(weight.scale.shape[1])
 
 
-def _by_words(weight: Packed, levels: int) -> bool:
-    """Whether rows and groups of a weight are whole words of so many levels."""
-    if _groups(weight) == 1 or weight.group is None:
-        return weight.width % levels == 0
-    return weight.width % levels == 0 and weight.group % levels == 0 and _is_power(weight.group)
+def _by_words(width: int, group: int, levels: int) -> bool:
+    """Whether rows and groups are whole words of so many levels."""
+    if width % levels:
+        return False
+    return group >= width or (group % levels == 0 and _is_power(group))
 
 
 def _is_power(n: int) -> bool:

@@ -32,10 +32,13 @@ def weight_levels(
 def integer_gemm(
     x, x_scale, x_zero, w, w_scale, w_zero, row_sums, bias, y, rows, out,
     BITS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    STATIC: tl.constexpr, BLOCKED: tl.constexpr,
+    STATIC: tl.constexpr, BLOCKED: tl.constexpr, SCALES: tl.constexpr,
     ROWS: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """y F [rows, out] of x int8 [rows, WIDTH] and w [out, in]: `ops.Ops.linear`."""
+    """y F [rows, out] of x int8 [rows, WIDTH] and w [out, in]: `ops.Ops.linear`.
+
+    STATIC, BLOCKED, SCALES: as in `gemv`.
+    """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * OUT + tl.arange(0, OUT)
     row_mask, column_mask = row < rows, column < out
@@ -54,13 +57,14 @@ def integer_gemm(
             sums = tl.dot(levels, tl.trans(weights), sums, out_dtype=tl.int32)
             if w_zero is not None:
                 inputs += tl.sum(levels.to(tl.int32), axis=1)
+        of_weight = column * SCALES + (group if SCALES > 1 else 0)
         if w_zero is not None:
-            shift = tl.load(w_zero + column * GROUPS + group, mask=column_mask, other=0)
+            shift = tl.load(w_zero + of_weight, mask=column_mask, other=0)
             products = inputs.to(tl.int64)[:, None] * shift.to(tl.int64)[None, :]
             scaled = (sums.to(tl.int64) - products).to(tl.float32)
         else:
             scaled = sums.to(tl.float32)
-        scaled *= tl.load(w_scale + column * GROUPS + group, mask=column_mask, other=0.0)[None, :]
+        scaled *= tl.load(w_scale + of_weight, mask=column_mask, other=0.0)[None, :]
         if BLOCKED:
             if x_zero is not None:
                 units = tl.load(x_zero + row * GROUPS + group, mask=row_mask, other=0.0)

@@ -46,13 +46,14 @@ def in_order(parts, total, COUNT: tl.constexpr):
 def integer_gemv(
     x, x_scale, x_zero, w, w_scale, w_zero, row_sums, bias, y, rows, out,
     BITS: tl.constexpr, WORDS: tl.constexpr, GROUP_WORDS: tl.constexpr, GROUPS: tl.constexpr,
-    STATIC: tl.constexpr, BLOCKED: tl.constexpr,
+    STATIC: tl.constexpr, BLOCKED: tl.constexpr, SCALES: tl.constexpr,
     ROWS: tl.constexpr, OUT: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """y F [rows, out] of x int8 [rows, in] and w [out, in]: `ops.Ops.linear`.
 
     WORDS: of 32 bits in a row of w; GROUP_WORDS: of them in a group (all, where GROUPS is 1).
-    STATIC: the input has one scale. BLOCKED: it has one a group, like the weight.
+    STATIC: the input has one scale. BLOCKED: it has one a group. SCALES: that a row of w has, one
+    a group, or one.
     """
     row = tl.arange(0, ROWS)
     column = tl.program_id(0) * OUT + tl.arange(0, OUT)
@@ -94,17 +95,18 @@ def integer_gemv(
         if GROUPS > 1:
             group = start // GROUP_WORDS + tl.arange(0, PARTS)
             at = column[:, None] * GROUPS + group[None, :]
+            of_weight = at if SCALES > 1 else column[:, None] + 0 * group[None, :]
             held = column_mask[:, None] & (group < GROUPS)[None, :]
             parts = tl.sum(tl.reshape(sums, [ROWS, OUT, PARTS, EACH]), axis=3)
             if w_zero is not None:
-                shift = tl.load(w_zero + at, mask=held, other=0).to(tl.int64)[None, :, :]
+                shift = tl.load(w_zero + of_weight, mask=held, other=0).to(tl.int64)[None, :, :]
                 by_group = tl.sum(tl.reshape(inputs, [ROWS, PARTS, EACH]), axis=2)
                 scaled = (parts.to(tl.int64) - by_group.to(tl.int64)[:, None, :] * shift).to(
                     tl.float32
                 )
             else:
                 scaled = parts.to(tl.float32)
-            scaled *= tl.load(w_scale + at, mask=held, other=0.0)[None, :, :]
+            scaled *= tl.load(w_scale + of_weight, mask=held, other=0.0)[None, :, :]
             if BLOCKED:
                 x_at = row[:, None] * GROUPS + group[None, :]
                 x_held = row_mask[:, None] & (group < GROUPS)[None, :]
