@@ -79,6 +79,10 @@ class Recorded:
     rounded: list[tuple[Tensor, Levels]]
     products: list[tuple[Levels, Packed, Tensor]]
     NAME: str = "recorded"
+    turned_stored = staticmethod(reference.turned_stored)
+    turned = staticmethod(reference.turned)
+    stored = staticmethod(reference.stored)
+    attend = staticmethod(reference.attend)
 
     def round_rows(self, x: Tensor, grid: Grid, static: Steps | None) -> Levels:
         found = reference.round_rows(x, grid, static)

@@ -2,8 +2,9 @@
 
     ops        types, and which operators a device gets      packing   weights as they lie in memory
     reference  the operators in plain torch: the definition  modules   linears, tables, rotations
-    model      the decoder over a static cache               cache     that cache
-    captured   a greedy step as a CUDA graph                 session   what the runner drives
+    cache      keys and values, allocated once               attention of prompts over it
+    model      the decoder                                   captured  a greedy step as a CUDA graph
+    session    what the runner drives
 
 Everything here imports torch; whoever offers it imports it when it is asked for.
 """

@@ -1,7 +1,7 @@
-"""Attention over the static cache: of a prompt's piece, or of one token at a position.
+"""Attention over the static cache: of a prompt's piece, whose length the host knows.
 
-A piece's length is known to the host, which reads no more of the cache than is filled. One token's
-position is known to the device alone: it attends to all of the room, what lies behind it masked.
+So no more of the cache is read than is filled. One token's position is known to the device alone:
+see `reference_attention`.
 """
 
 from __future__ import annotations
@@ -29,20 +29,17 @@ def on_grid(x: Tensor, grid: Grid | None) -> Tensor:
 
 
 def of_piece(query: Tensor, keys: Kept, values: Kept, cache: Cache) -> Tensor:
-    """Causal, of F [batch, heads, n, head_dim] behind ``cache.length`` positions."""
-    past, seen = cache.length, cache.length + query.shape[2]
+    """Causal, of F [batch, n, heads, head_dim] behind ``cache.length`` positions."""
+    past, seen = cache.length, cache.length + query.shape[1]
+    query = query.transpose(1, 2)
     if past == 0:  # a kernel that knows causality needs no mask of n x n
-        return functional.scaled_dot_product_attention(
+        mixed = functional.scaled_dot_product_attention(
             query, keys.read(seen), values.read(seen), is_causal=True, enable_gqa=True
         )
-    mask = cache.columns[:seen] <= cache.columns[past:seen, None]
-    return _masked(query, keys.read(seen), values.read(seen), mask)
-
-
-def of_token(query: Tensor, keys: Kept, values: Kept, cache: Cache) -> Tensor:
-    """Of F [batch, heads, 1, head_dim] at ``cache.position``."""
-    mask = cache.columns[None] <= cache.position
-    return _masked(query, keys.read(cache.room), values.read(cache.room), mask)
+    else:
+        mask = cache.columns[:seen] <= cache.columns[past:seen, None]
+        mixed = _masked(query, keys.read(seen), values.read(seen), mask)
+    return mixed.transpose(1, 2)
 
 
 def _masked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

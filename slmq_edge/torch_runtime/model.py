@@ -29,16 +29,19 @@ from slmq_edge.torch_runtime.modules import (
 )
 from slmq_edge.torch_runtime.ops import Ops
 
+# Queries [batch, n, heads, head_dim] -> what o_proj reads, likewise.
 Attend = Callable[[Tensor, Kept, Kept, Cache], Tensor]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the cache a stream's positions are: its positions, their angles, how they attend."""
+    """Where a stream [batch * n, hidden] stands: behind a cache, at these angles; how it attends.
+
+    cosine, sine: F [n, head_dim] of its positions.
+    """
 
     cache: Cache
     batch: int
-    where: slice | Tensor
     cosine: Tensor
     sine: Tensor
     attend: Attend
@@ -81,36 +84,55 @@ class Attention(nn.Module):
     def forward(self, stream: Tensor, keys: Kept, values: Kept, place: Place) -> Tensor:
         shape = self._shape
         out = self.qkv.behind_norm(stream, self.gain, shape.norm_eps)
-        both = shape.heads + shape.kv_heads
-        heads = out.view(len(stream), both + shape.kv_heads, shape.head_dim)
-        turned = attention.turned(
-            self._split(self._normed(heads[:, :both]), place), place.cosine, place.sine
-        )
-        if self.rotation is not None:
-            turned = self.rotation(turned)
-        query, key = torch.split(turned, [shape.heads, shape.kv_heads], dim=1)
-        keys.write(place.where, key)
-        values.write(place.where, self._split(heads[:, both:], place))
-        query = attention.on_grid(query, self._query)
-        mixed = place.attend(query, keys, values, place.cache).transpose(1, 2)
+        heads = out.view(place.batch, -1, shape.heads + 2 * shape.kv_heads, shape.head_dim)
+        if self.rotation is None:
+            query = self._stored(heads, keys, values, place)
+        else:
+            query = self._rotated(heads, self.rotation, keys, values, place)
+        mixed = place.attend(query, keys, values, place.cache)
         found: Tensor = self.o(mixed.reshape(len(stream), shape.query_width))
         return found
 
+    def _stored(self, heads: Tensor, keys: Kept, values: Kept, place: Place) -> Tensor:
+        """Queries as attention takes them; keys and values go to the cache, in one operator."""
+        gains = None
+        if self.q_gain is not None and self.k_gain is not None:
+            gains = self.q_gain, self.k_gain
+        return self._ops.turned_stored(
+            heads,
+            place.cosine,
+            place.sine,
+            place.cache.position,
+            keys,
+            values,
+            self._query,
+            gains,
+            self._shape.norm_eps,
+        )
+
+    def _rotated(
+        self, heads: Tensor, rotation: Rotation, keys: Kept, values: Kept, place: Place
+    ) -> Tensor:
+        """As `_stored`, with queries and keys rotated between turning and rounding."""
+        shape = self._shape
+        both = shape.heads + shape.kv_heads
+        mine, value = torch.split(heads, [both, shape.kv_heads], dim=2)
+        turned = rotation(self._ops.turned(self._normed(mine), place.cosine, place.sine))
+        query, key = torch.split(turned, [shape.heads, shape.kv_heads], dim=2)
+        self._ops.stored(key, value, place.cache.position, keys, values)
+        return attention.on_grid(query, self._query)
+
     def _normed(self, heads: Tensor) -> Tensor:
-        """Heads of q and k [rows, heads, head_dim], normalized where the family does that."""
+        """Heads of q and k [..., heads, head_dim], normalized where the family does that."""
         if self.q_gain is None or self.k_gain is None:
             return heads
         shape = self._shape
-        parts = torch.split(heads, [shape.heads, shape.kv_heads], dim=1)
+        parts = torch.split(heads, [shape.heads, shape.kv_heads], dim=2)
         normed = [
-            self._ops.normed(part.reshape(-1, shape.head_dim), gain, shape.norm_eps)
+            self._ops.normed(part.reshape(-1, shape.head_dim), gain, shape.norm_eps).view_as(part)
             for part, gain in zip(parts, (self.q_gain, self.k_gain), strict=True)
         ]
-        return torch.cat([n.view_as(p) for n, p in zip(normed, parts, strict=True)], dim=1)
-
-    def _split(self, heads: Tensor, place: Place) -> Tensor:
-        """[rows, heads, head_dim] -> [batch, heads, n, head_dim]."""
-        return heads.view(place.batch, -1, *heads.shape[1:]).transpose(1, 2)
+        return torch.cat(normed, dim=2)
 
 
 class Mlp(nn.Module):
@@ -223,8 +245,7 @@ class IntegerModel(nn.Module):
         batch, new = tokens.shape
         where = slice(kept.length, kept.length + new)
         _check(batch, where.stop, kept)
-        cosine, sine = kept.cosine[where], kept.sine[where]
-        place = Place(kept, batch, where, cosine, sine, attention.of_piece)
+        place = Place(kept, batch, kept.cosine[where], kept.sine[where], attention.of_piece)
         stream = self._stream(tokens, place)
         kept.go_to(where.stop)
         return stream.view(batch, new, -1)
@@ -251,12 +272,15 @@ class IntegerModel(nn.Module):
 
         The position is read and advanced on the device; the host's ``length`` stays as it was.
         """
-        where = kept.position
-        cosine, sine = (t.index_select(0, where) for t in (kept.cosine, kept.sine))
-        place = Place(kept, len(tokens), where, cosine, sine, attention.of_token)
+        cosine, sine = (t.index_select(0, kept.position) for t in (kept.cosine, kept.sine))
+        place = Place(kept, len(tokens), cosine, sine, self._attend)
         out = self._logits(self._stream(tokens, place))
         kept.position.add_(1)
         return out[:, None]
+
+    def _attend(self, query: Tensor, keys: Kept, values: Kept, kept: Cache) -> Tensor:
+        """Of one token at the device's position."""
+        return self.ops.attend(query, keys, values, kept.position)
 
     def _stream(self, tokens: Tensor, place: Place) -> Tensor:
         """[rows, hidden] behind the last block."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from slmq_edge.quantization.rounding import Steps
 from slmq_edge.scheme import Grid
+from slmq_edge.torch_runtime.cache import Kept
 
 REFERENCE, TRITON = "reference", "triton"
 # |x_q| <= 128 and |w_q - z_w| <= 255 on grids of 8 bits: so many products fit 32 bits.
@@ -71,7 +72,7 @@ class Packed:
 class Ops(Protocol):
     """The operators: modules with these functions. F: float16, bfloat16 or float32.
 
-    All matrices are [rows, width]. Inputs are rounded in float32, whatever F is.
+    Matrices are [rows, width]. Inputs are rounded in float32, whatever F is.
     """
 
     NAME: str
@@ -102,6 +103,28 @@ class Ops(Protocol):
 
     def weight_only(self, x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
         """F [rows, in] times the weight's values, rounded to F: F [rows, out]."""
+
+    def turned_stored(
+        self,
+        heads: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        start: Tensor,
+        keys: Kept,
+        values: Kept,
+        query: Grid | None,
+        gains: tuple[Tensor, Tensor] | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        """See `reference_attention`, as for all that follow."""
+
+    def turned(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor: ...
+
+    def stored(
+        self, key: Tensor, value: Tensor, start: Tensor, keys: Kept, values: Kept
+    ) -> None: ...
+
+    def attend(self, query: Tensor, keys: Kept, values: Kept, start: Tensor) -> Tensor: ...
 
 
 def choose(device: torch.device | str) -> Ops:

@@ -28,7 +28,7 @@ MOST_LOGITS = 2**26
 CPU, CUDA = "cpu", "cuda"
 
 
-class Held(NamedTuple):
+class Past(NamedTuple):
     """Positions seen so far, and in which conversation: what a caller is given as its cache."""
 
     length: int
@@ -92,7 +92,7 @@ class Session:
 
     def prefill(
         self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
-    ) -> tuple[Any, Held]:
+    ) -> tuple[Any, Past]:
         """Run whole prompts from an empty cache.
 
         Args:
@@ -107,20 +107,20 @@ class Session:
         Raises:
             SlmqError: a token beyond the vocabulary, or a step that cannot be captured.
         """
-        hidden, held = self._read(tokens, room, piece)
+        hidden, past = self._read(tokens, room, piece)
         kept = hidden if keep is None else hidden[:, -keep:]
-        return np.concatenate(list(self._logits(kept)), axis=1), held
+        return np.concatenate(list(self._logits(kept)), axis=1), past
 
-    def first(self, tokens: Any, room: int) -> tuple[Any, Held]:
+    def first(self, tokens: Any, room: int) -> tuple[Any, Past]:
         """Read prompts as `prefill` does, behind which ``room`` steps follow.
 
         Returns:
             The token that follows each, int64 [batch, 1], chosen on the device; and the cache.
         """
-        hidden, held = self._read(tokens, room, None)
-        steps = self._at(held)
+        hidden, past = self._read(tokens, room, None)
+        steps = self._at(past)
         steps.token.copy_(self._model.logits(hidden[:, -1:])[:, -1].argmax(-1, keepdim=True))
-        return self._chosen(steps), held
+        return self._chosen(steps), past
 
     def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
         """Run whole texts, which nothing follows, beside the conversation.
@@ -135,26 +135,26 @@ class Session:
         kept = self._model.cache(*tokens.shape)
         yield from self._logits(self._model.read(self._checked(tokens), kept)[:, -keep:])
 
-    def step(self, tokens: Any, held: Held) -> tuple[Any, Held]:
+    def step(self, tokens: Any, past: Past) -> tuple[Any, Past]:
         """Run one more token: int64 [batch, 1] -> float32 [batch, 1, vocab] and the new cache."""
-        steps = self._at(held)
+        steps = self._at(past)
         self._hand_over(steps, tokens)
         self._take(steps)
         self._token = None  # the next one is there, and was not read
         assert steps.logits is not None, "a step leaves its logits"
-        return steps.logits.cpu().numpy(), held._replace(length=held.length + 1)
+        return steps.logits.cpu().numpy(), past._replace(length=past.length + 1)
 
-    def next(self, token: Any, held: Held) -> tuple[Any, Held]:
+    def next(self, token: Any, past: Past) -> tuple[Any, Past]:
         """Read one more token, int64 [batch, 1]; return the one that follows, and the cache.
 
         A token that the last step chose is on the device already, and is not sent there.
         """
-        steps = self._at(held)
+        steps = self._at(past)
         self._hand_over(steps, token)
         self._take(steps)
-        return self._chosen(steps), held._replace(length=held.length + 1)
+        return self._chosen(steps), past._replace(length=past.length + 1)
 
-    def _read(self, tokens: Any, room: int, piece: int | None) -> tuple[Tensor, Held]:
+    def _read(self, tokens: Any, room: int, piece: int | None) -> tuple[Tensor, Past]:
         """What the head reads of prompts, F [batch, length, hidden], and the cache behind them."""
         batch, length = tokens.shape
         if length < 1:
@@ -165,7 +165,7 @@ class Session:
             steps.kept.go_to(0)
             pieces = torch.split(rows, piece or length, dim=1)
             hidden = [self._model.read(part, steps.kept) for part in pieces]
-            return torch.cat(hidden, dim=1), Held(length, self._turn)
+            return torch.cat(hidden, dim=1), Past(length, self._turn)
 
     def _conversation(self, batch: int, length: int, room: int) -> Steps:
         """A new one, in the cache of the last where that is of the size asked for."""
@@ -183,15 +183,15 @@ class Session:
             self._steps.capture()  # here rather than in the first step that is timed
         return self._steps
 
-    def _at(self, held: Held) -> Steps:
+    def _at(self, past: Past) -> Steps:
         """Steps that go on from there."""
         steps = self._steps
-        if steps is None or held.turn != self._turn:
+        if steps is None or past.turn != self._turn:
             raise ValueError("this cache is another prompt's by now")
-        if held.length >= steps.kept.room:
-            steps = self._roomier(steps, held.length)
-        elif steps.kept.length != held.length:
-            steps.kept.go_to(held.length)
+        if past.length >= steps.kept.room:
+            steps = self._roomier(steps, past.length)
+        elif steps.kept.length != past.length:
+            steps.kept.go_to(past.length)
         return steps
 
     def _roomier(self, steps: Steps, length: int) -> Steps:
