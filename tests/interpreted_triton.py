@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.quantization.rounding import Steps, quantize
 from slmq_edge.scheme import OPERANDS_8, Grid
 from slmq_edge.torch_runtime import cache, packing, reference, reference_attention, triton_ops
+from slmq_edge.torch_runtime.model import IntegerModel
 from slmq_edge.torch_runtime.ops import Levels, Packed
-from tests import decoders
+from tests import decoders, torch_models
 
 F16, F32 = torch.float16, torch.float32
 EXAMPLES = int(os.environ.get("SLMQ_EDGE_TRITON_EXAMPLES", "4"))
@@ -424,8 +426,9 @@ def test_attention_reads_what_is_filled(
     torch.testing.assert_close(mine.to(torch.float64), expected, rtol=close, atol=close)
 
 
-def test_the_kernels_benchmark_is_rehearsed() -> None:
+def test_the_kernels_benchmark_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operator that it times, once, and products equal to the reference."""
+    monkeypatch.setattr(gpu_kernels, "DIM", 16)
     bench = gpu_kernels.Bench(gpu_kernels.chosen(torch.device("cpu")), torch.device("cpu"))
     assert bench.ops is triton_ops
     shape = gpu_kernels.Shape(hidden=32, ffn=32, heads=1, kv_heads=1, vocab=8)
@@ -435,3 +438,66 @@ def test_the_kernels_benchmark_is_rehearsed() -> None:
     }  # fmt: skip
     assert {row.equal for row in rows} == {None, True}
     assert all(row.seconds > 0 and row.bytes > 0 for row in rows)
+
+
+class Both:
+    """The kernels' operators, each held to the reference's by what a model gives it."""
+
+    NAME = "both"
+
+    def __init__(self) -> None:
+        self.calls: set[str] = set()
+
+    def __getattr__(self, operator: str) -> Any:
+        def run(*given: Any) -> Any:
+            self.calls.add(operator)
+            mine = getattr(triton_ops, operator)(*given)
+            held = [one for one in given if isinstance(one, cache.Kept)]
+            written = [[t.clone() for t in one.tensors] for one in held]
+            theirs = getattr(reference, operator)(*given)
+            for one, tensors in zip(held, written, strict=True):
+                for t, before in zip(one.tensors, tensors, strict=True):
+                    close(before, t)
+            if isinstance(mine, Levels):
+                close(mine.integers, theirs.integers)
+                close(mine.scale, theirs.scale)
+            elif operator == "linear":
+                assert torch.equal(mine, theirs)
+            elif mine is not None:
+                close(mine, theirs)
+            return mine
+
+        return run
+
+
+def close(mine: Tensor, theirs: Tensor) -> None:
+    """To the bit, but for the order of sums in norms; a level off by one where it was a tie."""
+    if theirs.dtype == torch.int8:
+        off = (mine.int() - theirs.int()).abs()
+        assert off.max() <= 1
+        assert off.sum() <= 1 + off.numel() // 100
+    else:
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("random untied Llama", "asymmetric"),
+        pytest.param("random Qwen2", "w4a8-b32", marks=pytest.mark.triton),
+        pytest.param("random Qwen3", torch_models.ROTATED, marks=pytest.mark.triton),
+        pytest.param("random Qwen3", torch_models.BY_HEAD, marks=pytest.mark.triton),
+        pytest.param("stories260K", "w4a16-g32", marks=pytest.mark.triton),
+        pytest.param("stories260K", "w8a8, kv 8", marks=pytest.mark.triton),
+    ],
+)
+def test_what_a_model_gives_its_operators(name: str, form: str) -> None:
+    """A prompt and a step of whole models."""
+    checkpoint = torch_models.checkpoint(name, form)
+    both: Any = Both()
+    model = IntegerModel.of(checkpoint, F32, chosen=both)
+    kept = model.cache(room=16)
+    model.prefill(torch.tensor([[1, 5, 9]]), kept)
+    model.step(torch.tensor([[7]]), kept)
+    assert both.calls >= {"attend", "stored" if checkpoint.online.keys else "turned_stored"}
+    assert both.calls & {"linear", "weight_only"}

@@ -45,10 +45,10 @@ def kernels_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "kernels"))
 
 
-def interpreted(examples: int) -> None:
-    """Run what is in interpreted_triton.py, with so many examples of each property."""
+def interpreted(examples: int, marked: str) -> None:
+    """Run what is in interpreted_triton.py and so marked, with so many examples of a property."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(HERE)],
         env={
             **os.environ, "TRITON_INTERPRET": "1", "SLMQ_EDGE_TRITON_EXAMPLES": str(examples),
             "OMP_NUM_THREADS": "1", "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",
@@ -59,12 +59,12 @@ def interpreted(examples: int) -> None:
 
 
 def test_kernels_compute_what_plain_torch_does() -> None:
-    interpreted(examples=3)
+    interpreted(examples=3, marked="not triton")
 
 
 @pytest.mark.triton
 def test_kernels_compute_what_plain_torch_does_on_many_shapes() -> None:
-    interpreted(examples=60)
+    interpreted(examples=40, marked="")
 
 
 def levels(rows: int, width: int, group: int | None = None, zero: bool = False) -> Levels:
