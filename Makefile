@@ -9,7 +9,7 @@ ifeq ($(shell uname -m),x86_64)
 CHECK := ,trt-check
 endif
 
-.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64 test-browser test-ray
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64 test-browser test-ray test-triton
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ test-browser: setup ## reports as a headless Chromium lays them out, on a phone 
 test-ray: setup ## a bench on a cluster of Ray's, on this machine; pip fetches 75 MB
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m ray -rA
+
+test-triton: setup ## every GPU kernel compiled for sm_80 and sm_90, and interpreted on many shapes: minutes
+	$(BIN)/python -m pytest -m triton -rA
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py
