@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,10 @@ from torch.nn import functional
 from slmq_edge.anatomy import LINEARS
 from slmq_edge.decoder import Decoder, Operands, Project, block
 from slmq_edge.errors import SlmqError
+from slmq_edge.quantization import readback
 from slmq_edge.quantization.let import Scales, fold
+from slmq_edge.quantization.moving import Way, way
+from slmq_edge.quantization.readback import Losses
 from slmq_edge.quantization.rounding import Extent, extent, fake_quantize, operands_of
 from slmq_edge.scheme import Grid, Scheme
 
@@ -119,19 +123,24 @@ class Block:
 
     def loss(self, rounded: Decoder, window: int) -> Tensor:
         """Mean squared error of the block's output for a window, summed over the targets."""
-        this, device = slice(window, window + 1), self.rotary[0].device
+        x, *targets = (way.get(slice(window, window + 1)) for way in self._ways)
         project, operands = rounding(rounded, self.scheme)
-        x = self.inputs[this].to(device)
         out = block(rounded, self.layer, x, self.rotary, project, operands)
-        errors = [functional.mse_loss(out, target[this].to(device)) for target in self.targets]
-        return torch.stack(errors).sum()
+        return torch.stack([functional.mse_loss(out, target) for target in targets]).sum()
+
+    @cached_property
+    def _ways(self) -> tuple[Way, ...]:
+        """Of inputs and targets to where the model is."""
+        return tuple(way(one, self.rotary[0].device) for one in (self.inputs, *self.targets))
 
     def mean_loss(self, fitted: Fitted) -> float:
         """Over all windows, with nothing moving."""
         with torch.no_grad():
             rounded = self.rounded(fitted)
-            losses = [self.loss(rounded, window).item() for window in range(len(self.inputs))]
-        return sum(losses) / len(losses)
+            losses = self.rotary[0].new_empty(len(self.inputs))
+            for window in range(len(losses)):
+                losses[window] = self.loss(rounded, window)
+        return sum(readback.numbers(losses)) / len(losses)
 
 
 def clipped_extent(weight: Tensor, grid: Grid, factors: Tensor | None) -> Extent:
@@ -210,18 +219,19 @@ def learn(
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
     best: Candidate | None = None
     for epoch in range(pace.epochs):
-        losses: list[float] = []
+        losses = Losses(this.rotary[0].device)
         for window in range(windows):
             loss = this.loss(this.rounded(learnable.fitted()), window)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
+            is_read = losses.add(loss, last=window + 1 == windows)
+            if losses.failed is not None:
                 break
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            tell((epoch + (window + 1) / windows) / pace.epochs, losses[-1])
+            if is_read:
+                tell((epoch + (window + 1) / windows) / pace.epochs, losses.read[-1])
         fitted = _snapshot(learnable)
-        mean = sum(losses) / len(losses) if _is_finite(fitted) else math.nan
+        mean = sum(losses.read) / len(losses.read) if _is_finite(fitted) else math.nan
         last = Candidate(mean, fitted, f"epoch {epoch + 1} (rates x {slower:g})")
         best = last if best is None else min(best, last, key=_rank)
         if not math.isfinite(mean):
@@ -245,4 +255,5 @@ def _snapshot(learnable: Learnable) -> Fitted:
 
 
 def _is_finite(fitted: Fitted) -> bool:
-    return all(bool(t.isfinite().all()) for t in (*fitted.scales.values(), *fitted.clips.values()))
+    parts = [t.isfinite().all() for t in (*fitted.scales.values(), *fitted.clips.values())]
+    return all(readback.numbers(*parts))

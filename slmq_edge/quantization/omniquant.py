@@ -185,6 +185,7 @@ def _fitted(this: Block, absmax: Mapping[str, Tensor], settings: Settings, task:
             text = f"omniquant, block {this.layer + 1} of {blocks}, loss {loss:.3g}"
             task.progress((this.layer + share) / blocks, text)
 
+        task.progress(this.layer / blocks, f"omniquant, block {this.layer + 1} of {blocks}")
         pace = Pace(settings.epochs, settings.let_rate, settings.lwc_rate)
         fitted, trouble = fit(this, start(this, absmax, settings), pace, tell)
         stored = _stored(fitted, trouble)
