@@ -24,6 +24,7 @@ from slmq_edge.anatomy import LINEARS
 from slmq_edge.decoder import Decoder, Operands, Project, block
 from slmq_edge.errors import SlmqError
 from slmq_edge.quantization import readback
+from slmq_edge.quantization.compiling import Compiled
 from slmq_edge.quantization.let import Scales, fold
 from slmq_edge.quantization.moving import Way, way
 from slmq_edge.quantization.readback import Losses
@@ -123,7 +124,10 @@ class Block:
 
     def loss(self, rounded: Decoder, window: int) -> Tensor:
         """Mean squared error of the block's output for a window, summed over the targets."""
-        x, *targets = (way.get(slice(window, window + 1)) for way in self._ways)
+        return self.error(rounded, *self.window(window))
+
+    def error(self, rounded: Decoder, x: Tensor, *targets: Tensor) -> Tensor:
+        """The loss of a window's inputs and targets."""
         project, operands = rounding(rounded, self.scheme)
         out = block(rounded, self.layer, x, self.rotary, project, operands)
         return torch.stack([functional.mse_loss(out, target) for target in targets]).sum()
@@ -132,6 +136,25 @@ class Block:
     def _ways(self) -> tuple[Way, ...]:
         """Of inputs and targets to where the model is."""
         return tuple(way(one, self.rotary[0].device) for one in (self.inputs, *self.targets))
+
+    def window(self, number: int) -> tuple[Tensor, ...]:
+        """The inputs of a window, and what should come of them, each [1, length, hidden]."""
+        return tuple(way.get(slice(number, number + 1)) for way in self._ways)
+
+    def alone(self) -> Block:
+        """The same as the first block of a model that has no other tensors.
+
+        All blocks are then one to a compiler, which looks at names.
+        """
+        shape = self.model.anatomy
+        here, first = shape.block(self.layer, ""), shape.block(0, "")
+        weights = {
+            f"{first}{name.removeprefix(here)}": tensor
+            for name, tensor in self.model.weights.items()
+            if name.startswith(here)
+        }
+        model = dataclasses.replace(self.model, weights=weights)
+        return dataclasses.replace(self, model=model, layer=0)
 
     def mean_loss(self, fitted: Fitted) -> float:
         """Over all windows, with nothing moving."""
@@ -165,8 +188,12 @@ def rounding(model: Decoder, scheme: Scheme) -> tuple[Project, Operands]:
     return project, operands_of(scheme, fake_quantize)
 
 
-def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, str | None]:
+def fit(
+    this: Block, start: Learnable, pace: Pace, tell: Tell, compiled: Compiled | None = None
+) -> tuple[Fitted, str | None]:
     """Learn a block; with it, what a user should know where that did not go well.
+
+    compiled: ``block_error``, to learn faster by; ``None`` runs it as it is.
 
     Raises:
         SlmqError: even the plainly rounded block puts out what is no number.
@@ -181,7 +208,7 @@ def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, 
     initial = Candidate(this.mean_loss(fitted), fitted, "the start")
     learned, failed = initial, list[float]()
     for retry in range(1 + RETRIES) if pace.epochs else ():
-        best, last = learn(this, start, pace, tell, 0.5**retry)
+        best, last = learn(this, start, pace, tell, 0.5**retry, compiled)
         if math.isfinite(last.loss) and last.loss <= initial.rank:
             learned = last
             break
@@ -204,7 +231,12 @@ def _rank(candidate: Candidate) -> float:
 
 
 def learn(
-    this: Block, start: Learnable, pace: Pace, tell: Tell, slower: float = 1.0
+    this: Block,
+    start: Learnable,
+    pace: Pace,
+    tell: Tell,
+    slower: float = 1.0,
+    compiled: Compiled | None = None,
 ) -> tuple[Candidate, Candidate]:
     """The best epoch's state and the last one's, at ``slower`` times the rates.
 
@@ -217,16 +249,14 @@ def learn(
         {"params": list(learnable.logits.values()), "lr": slower * pace.lwc_rate},
     )
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+    loss_of = _step(this, learnable, optimizer, compiled)
     best: Candidate | None = None
     for epoch in range(pace.epochs):
         losses = Losses(this.rotary[0].device)
         for window in range(windows):
-            loss = this.loss(this.rounded(learnable.fitted()), window)
-            is_read = losses.add(loss, last=window + 1 == windows)
+            is_read = losses.add(loss_of(window), last=window + 1 == windows)
             if losses.failed is not None:
                 break
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
             optimizer.step()
             if is_read:
                 tell((epoch + (window + 1) / windows) / pace.epochs, losses.read[-1])
@@ -238,6 +268,35 @@ def learn(
             break
     assert best is not None, "fit() asks for an epoch at least"
     return _measured(this, best), _measured(this, last)
+
+
+def block_error(this: Block, learnable: Learnable, x: Tensor, *targets: Tensor) -> Tensor:
+    """The loss of one window, as a function that can be compiled."""
+    return this.error(this.rounded(learnable.fitted()), x, *targets)
+
+
+def _step(
+    this: Block,
+    learnable: Learnable,
+    optimizer: torch.optim.Optimizer,
+    compiled: Compiled | None,
+) -> Callable[[int], Tensor]:
+    """A window -> its loss, whose gradients are then where the optimizer looks for them."""
+
+    def backward(loss: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        return loss
+
+    if compiled is None:
+        return lambda window: backward(this.loss(this.rounded(learnable.fitted()), window))
+    alone = this.alone()
+
+    def loss_of(window: int) -> Tensor:
+        parts = this.window(window)
+        return compiled.used(lambda error: backward(error(alone, learnable, *parts)))
+
+    return loss_of
 
 
 def _measured(this: Block, candidate: Candidate) -> Candidate:
