@@ -121,7 +121,9 @@ class ToySession(Greedy):
     def close(self) -> None:
         self.closed += 1
 
-    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]:
+    def prefill(
+        self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
+    ) -> tuple[Any, Any]:
         found = toy_graph.logits(self._weights, tokens[0])[None]
         return found[:, -(keep or tokens.shape[1]) :], tokens[0]
 
