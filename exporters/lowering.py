@@ -10,8 +10,8 @@ from typing import Any
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import Anatomy, Online
 from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.exporters import linears, rows
-from slmq_edge.exporters.graph import IR_VERSIONS, OPSET, Floats
+from slmq_edge.exporters import rows
+from slmq_edge.exporters.floats import Floats
 from slmq_edge.exporters.limits import is_in_blocks
 from slmq_edge.exporters.rows import Multiplication, Row
 from slmq_edge.scheme import Grid, Scheme
@@ -25,14 +25,15 @@ NAMED_SHARE = 0.95
 class Form:
     """How a flavour writes a graph: its floats, its integer product, its attention, its opset.
 
-    integer: of the product's operands. in_blocks: an operator that takes weights in blocks.
+    integer: of the product's operands. opset, ir_version: of ONNX; ``None`` of what is none.
     """
 
     floats: Floats
     operator: str
     integer: str
     attention: str
-    opset: int = OPSET
+    opset: int | None = None
+    ir_version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Lowering:
     lm_head: str
     weight_storage_bits: dict[str, int]
     integer_gemm: dict[str, str] | None
-    opset: int
-    ir_version: int
+    opset: int | None
+    ir_version: int | None
     context_length: int
     linears: tuple[Row, ...]
     changes: tuple[Change, ...] = ()
@@ -126,7 +127,7 @@ def lowering(
         },
         integer_gemm=_integer_gemm(integer, is_in_blocks(scheme), form),
         opset=form.opset,
-        ir_version=IR_VERSIONS[form.opset],
+        ir_version=form.ir_version,
         context_length=context_length(shape),
         linears=tuple(rows.row(one, asked, scheme, shape.tied) for one in multiplications),
         changes=changes,
@@ -190,7 +191,7 @@ def _integer_gemm(
     if in_blocks:
         bits = sorted({one.bits for one in integer if one.blocks_share})
         blocks = {
-            "operator": linears.BLOCK_OPERATOR,
+            "operator": rows.BLOCK_OPERATOR,
             "activation": "int8 by block",
             "bits": " and ".join(map(str, bits)),
         }

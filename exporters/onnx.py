@@ -20,11 +20,12 @@ from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import linears, lookup, rotations, weights
 from slmq_edge.exporters.attention import Attention, Cache, as_outputs
 from slmq_edge.exporters.flavours import ORT, Flavour
-from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
+from slmq_edge.exporters.floats import Floats
+from slmq_edge.exporters.graph import MICROSOFT, Builder, onnx_type
 from slmq_edge.exporters.limits import check, is_in_blocks
 from slmq_edge.exporters.lowering import Lowering, context_length, lowering
 from slmq_edge.exporters.roundings import Quantized
-from slmq_edge.exporters.rows import Multiplication, Part
+from slmq_edge.exporters.rows import BLOCK_OPERATOR, Multiplication, Part
 from slmq_edge.exporters.weights import Blocks
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
@@ -369,7 +370,7 @@ class _Writer:
     ) -> None:
         as_floats = "Gemm" if part == "head" and self.shape.tied else "MatMul"
         operator = self.flavour.operator if is_integer else as_floats
-        operator = linears.BLOCK_OPERATOR if in_blocks else operator
+        operator = BLOCK_OPERATOR if in_blocks else operator
         shared = in_blocks and is_integer
         self.multiplications.append(
             Multiplication(name, part, grid, is_integer, macs, operator, shared, self.floats)
@@ -392,7 +393,9 @@ def _inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
         ir.val("position_ids", int64, ["batch_size", "new_length"]),
         *(
             ir.val(
-                f"past_key_values.{layer}.{kind}", floats.onnx, _cache_shape(shape, "past_length")
+                f"past_key_values.{layer}.{kind}",
+                onnx_type(floats),
+                _cache_shape(shape, "past_length"),
             )
             for layer in range(shape.layers)
             for kind in ("key", "value")

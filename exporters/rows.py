@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from slmq_edge.exporters.graph import FLOAT32, Floats
+from slmq_edge.exporters.floats import FLOAT32, Floats
 from slmq_edge.scheme import Grid, Scheme
 
 # Operators that read weights as they are stored; all others find them unpacked, as bytes where
 # they multiply integers and as floats where they do not (ONNXRUNTIME 14).
-PACKED_OPERATORS = ("MatMulNBits",)
+BLOCK_OPERATOR = "MatMulNBits"
+PACKED_OPERATORS = (BLOCK_OPERATOR,)
 
 Part = Literal["linear", "head", "rotation"]
 

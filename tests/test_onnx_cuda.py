@@ -25,7 +25,8 @@ from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import Wanted, cuda, limits, onnx, probe, weights
 from slmq_edge.exporters.flavours import ORT, ORT_CUDA
-from slmq_edge.exporters.graph import FLOAT16, Builder
+from slmq_edge.exporters.floats import FLOAT16
+from slmq_edge.exporters.graph import Builder
 from slmq_edge.golden import measure_noise
 from slmq_edge.quantization.rounding import quantize
 from slmq_edge.runner import asked, job, manifest, measure, ort, profiled

@@ -31,6 +31,7 @@ from slmq_edge.reports.profile import render
 from slmq_edge.runner import forward, job, journal, measure, resume
 from slmq_edge.runner.forward import Together
 from slmq_edge.runner.golden import golden_file
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.manifest import read_bundle
 from slmq_edge.runner.measure import Text, Workload
 from slmq_edge.tracks import inference
@@ -99,7 +100,7 @@ def test_without_a_protocol_nothing_is_said_of_one(bundle: Path, tmp_path: Path)
     assert "forward" not in render(found)
 
 
-class Recorder:
+class Recorder(Greedy):
     """A session that remembers what it was asked, each pass a second longer."""
 
     appends = False

@@ -14,6 +14,7 @@ import pytest
 from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported, UsageError
 from slmq_edge.profiles.fake import Fake, FakeClock
 from slmq_edge.runner import golden, job, manifest, measure, ort, probe
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.measure import Workload
 from tests import toy_graph
 
@@ -200,7 +201,7 @@ def test_another_model_fails_and_the_figure_is_named(session: ort.Session) -> No
         golden.check(session, arrays, BOUNDS)
 
 
-class Altered:
+class Altered(Greedy):
     """A session whose logits are changed at one kind of call."""
 
     def __init__(self, session: ort.Session, call: str, change: Any) -> None:
@@ -316,7 +317,7 @@ def _events() -> list[dict[str, Any]]:
     return []
 
 
-class Timed:
+class Timed(Greedy):
     """A decoder whose steps take as long as it is told."""
 
     def __init__(self, clock: FakeClock, prefill_seconds: float, step_seconds: float) -> None:

@@ -1,0 +1,57 @@
+"""Attention over the static cache: of a prompt's piece, or of one token at a position.
+
+A piece's length is known to the host, which reads no more of the cache than is filled. One token's
+position is known to the device alone: it attends to all of the room, what lies behind it masked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from slmq_edge.quantization.rounding import rounded
+from slmq_edge.scheme import Grid
+from slmq_edge.torch_runtime.cache import Cache, Kept
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding of F [batch, heads, n, head_dim], tables [n, head_dim] as in `Cache`.
+
+    Bit by bit that of `decoder`: a difference is the sum with what was negated.
+    """
+    return x * cosine + x.roll(x.shape[-1] // 2, -1) * sine
+
+
+def on_grid(x: Tensor, grid: Grid | None) -> Tensor:
+    """``x`` rounded in float32 and come back; as it is where there is no grid."""
+    return x if grid is None else rounded(x.to(torch.float32), grid).to(x.dtype)
+
+
+def of_piece(query: Tensor, keys: Kept, values: Kept, cache: Cache) -> Tensor:
+    """Causal, of F [batch, heads, n, head_dim] behind ``cache.length`` positions."""
+    past, new = cache.length, query.shape[2]
+    seen = past + new
+    # Nothing before it: a kernel that knows causality needs no mask of n x n.
+    mask = None if past == 0 else cache.columns[:seen] <= cache.columns[past:seen, None]
+    return functional.scaled_dot_product_attention(
+        query,
+        keys.read(seen),
+        values.read(seen),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=True,
+    )
+
+
+def of_token(query: Tensor, keys: Kept, values: Kept, cache: Cache) -> Tensor:
+    """Of F [batch, heads, 1, head_dim] at ``cache.position``."""
+    batch, heads, _, width = query.shape
+    kv_heads = keys.stored.shape[1]
+    # Heads that share keys are rows of one query: no kernel then repeats the keys for them.
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
+    mask = (cache.columns <= cache.position).view(1, 1, 1, -1)
+    mixed = functional.scaled_dot_product_attention(
+        grouped, keys.read(cache.room), values.read(cache.room), attn_mask=mask
+    )
+    return mixed.reshape(batch, heads, 1, width)
