@@ -25,7 +25,7 @@ from slmq_edge.exporters.graph import MICROSOFT, Builder, onnx_type
 from slmq_edge.exporters.limits import check, is_in_blocks
 from slmq_edge.exporters.lowering import Lowering, context_length, lowering
 from slmq_edge.exporters.roundings import Quantized
-from slmq_edge.exporters.rows import BLOCK_OPERATOR, Multiplication, Part
+from slmq_edge.exporters.rows import BLOCK_OPERATOR, Multiplication, Part, joint_name
 from slmq_edge.exporters.weights import Blocks
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
@@ -48,20 +48,6 @@ def write(checkpoint: Checkpoint, flavour: Flavour = ORT) -> tuple[ir.Model, Low
     return writer.model(), lowering(
         writer.multiplications, checkpoint, flavour.form(checkpoint.anatomy)
     )
-
-
-def kind_of(linear: str) -> str:
-    """A linear's name within its block: ``mlp.up_proj`` of ``model.layers.3.mlp.up_proj``."""
-    return linear if linear == names.HEAD else ".".join(linear.split(".")[-2:])
-
-
-def _joint_name(group: tuple[str, ...]) -> str:
-    """``...self_attn.q_k_v_proj`` for the three that share an input."""
-    if len(group) == 1:
-        return group[0]
-    place = group[0].rpartition(".")[0]
-    parts = [linear.rpartition(".")[2].removesuffix("_proj") for linear in group]
-    return f"{place}.{'_'.join(parts)}_proj"
 
 
 class _Writer:
@@ -257,11 +243,11 @@ class _Writer:
 
         Output channels are independent: stacking the rows of several linears changes no number.
         """
-        build, whole = self.build, _joint_name(group)
+        build, whole = self.build, joint_name(group)
         rounded: Quantized | None = None
         products = []
         for alike in self._runs(group):
-            name = _joint_name(alike)
+            name = joint_name(alike)
             biases = [bias for bias in map(self._bias, alike) if bias is not None]
             bias = np.concatenate(biases) if biases else None
             weight = self._stacked(alike)
@@ -318,7 +304,7 @@ class _Writer:
             blocks = weights.blocks(self.build, weight, name)
             return self._block_linear(x, blocks, weight, bias, name)
         values = self._float_weight(alike, weight, name)
-        macs = sum(math.prod(self.shape.shape(kind_of(linear))) for linear in alike)
+        macs = sum(math.prod(self.shape.shape(names.kind_of(linear))) for linear in alike)
         self._count(name, "linear", None if weight is None else weight.grid, False, macs)
         return linears.float_linear(self.build, x, values, bias, name)
 

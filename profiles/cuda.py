@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from slmq_edge.profiles.board import Board
 
 BOARD = "gpu_board"
+UNNAMED = "a GPU without NVML"
 VISIBLE, ORDER, BY_BUS = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 # Bits of nvmlClocksEventReasons. Idle (1), application clocks (2) and display clocks (0x100) are
 # settings, or nothing to do: they throttle nobody.

@@ -104,8 +104,16 @@ def verified_text(verified: Mapping[str, Any] | None) -> str:
         )
     return (
         f"mean KL {verified['mean_kl']:.1e}, with a past {verified['mean_kl_with_past']:.1e} "
-        f"(onnxruntime {verified['onnxruntime']})"
+        f"({verifier_text(verified)})"
     )
+
+
+def verifier_text(verified: Mapping[str, Any]) -> str:
+    """What ran a bundle where it was made, and on what."""
+    if "torch" in verified:
+        return f"torch {verified['torch']}, {verified['device']}"
+    provider = verified.get("provider", "CPUExecutionProvider")
+    return f"onnxruntime {verified['onnxruntime']}, {provider}"
 
 
 def online_text(manifest: Mapping[str, Any]) -> str | None:

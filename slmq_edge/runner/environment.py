@@ -22,7 +22,7 @@ INTEGER_FLAGS = (
 )
 
 # What a runtime says of itself and its device, where that is not the CPU.
-OF_RUNTIME = ("tensorrt", "gpu", "cuda", "driver", "engine")
+OF_RUNTIME = ("tensorrt", "torch", "triton", "gpu", "cuda", "driver", "engine")
 
 # Two runs whose values agree in these may be continued one by the other.
 IDENTITY = (

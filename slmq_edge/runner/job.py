@@ -62,7 +62,7 @@ class Job(NamedTuple):
     engines: where those for TensorRT are; None: in the bundle's folder. board: what the profile
     must be told. power_seconds: the least length of a window of energy; 0: none are taken.
     cool_down_seconds: the longest wait before a repetition. again: whether repetitions that are
-    not steady are taken once more.
+    not steady are taken once more. torch_device: of a bundle for torch, see `runtimes.Place`.
     """
 
     bundle: Path
@@ -75,11 +75,12 @@ class Job(NamedTuple):
     power_seconds: float = 2.0
     cool_down_seconds: float = 0.0
     again: bool = True
+    torch_device: str | None = None
 
     def place(self) -> Place:
         """The bundle, read, and how it is to run."""
         bundle = manifest.read_bundle(self.bundle)
-        return Place(self.bundle, bundle, self.workload.threads, self.engines)
+        return Place(self.bundle, bundle, self.workload.threads, self.engines, self.torch_device)
 
     @property
     def unit(self) -> str:

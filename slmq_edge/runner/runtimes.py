@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Protocol
 
 from slmq_edge.errors import UsageError, unknown
-from slmq_edge.runner import asked, manifest, ort, probe
+from slmq_edge.runner import asked, manifest, on_torch, ort, probe
 from slmq_edge.runner.forward import Together
 from slmq_edge.runner.golden import Decoder
 from slmq_edge.runner.probe import ProbeReport
 
 
 class Place(NamedTuple):
-    """A bundle, and how it is to run. engines: where those for TensorRT are; None: beside it."""
+    """A bundle, and how it is to run.
+
+    engines: where those for TensorRT are; None: beside it. torch_device: see `on_torch.chosen`.
+    """
 
     folder: Path
     bundle: Mapping[str, Any]
     threads: int
     engines: Path | None = None
+    torch_device: str | None = None
 
 
 class Session(Decoder, Protocol):
@@ -87,7 +91,7 @@ class OnnxRuntime:
 
 def _gpu() -> Mapping[str, Any]:
     """The GPU that onnxruntime takes, as NVML calls it."""
-    from slmq_edge.profiles.cuda import Cuda
+    from slmq_edge.profiles.cuda import UNNAMED, Cuda
 
     profile = Cuda()
     try:
@@ -128,13 +132,17 @@ class TensorRT:
         return functools.partial(open_engine, engine)
 
 
-UNNAMED = "a GPU without NVML"
 # Kinds of bundles by the runtime that runs them, as --runtime names it.
-FAMILIES = {"ort": ("ort", "ort-cuda"), manifest.TRT: (manifest.TRT,)}
+FAMILIES = {
+    "ort": ("ort", "ort-cuda"),
+    manifest.TRT: (manifest.TRT,),
+    manifest.TORCH: (manifest.TORCH,),
+}
 RUNTIMES: dict[str, Runtime] = {
     "ort": OnnxRuntime(),
     "ort-cuda": OnnxRuntime(),
     manifest.TRT: TensorRT(),
+    manifest.TORCH: on_torch.Torch(),
 }
 
 
@@ -142,13 +150,15 @@ def of(place: Place) -> Runtime:
     """The runtime of a bundle.
 
     Raises:
-        UsageError: this release has none for it, or none that takes ``engines``.
+        UsageError: this release has none for it, or none that takes ``engines`` or ``torch_device``.
     """
     kind = manifest.kind_of(place.bundle)
     if kind not in RUNTIMES:
         raise UsageError(unknown("runtime", kind, tuple(RUNTIMES)))
     if place.engines is not None and kind != manifest.TRT:
         raise UsageError(f"--engines is of bundles for TensorRT; {place.folder} is for {kind}")
+    if place.torch_device is not None and kind != manifest.TORCH:
+        raise UsageError(f"--torch-device is of bundles for torch; {place.folder} is for {kind}")
     return RUNTIMES[kind]
 
 

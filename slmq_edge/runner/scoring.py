@@ -58,6 +58,7 @@ class Job(NamedTuple):
     allow_inexact: bool
     engines: Path | None = None
     board: Board = Board()
+    torch_device: str | None = None
 
     @property
     def unit(self) -> str:

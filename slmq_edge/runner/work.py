@@ -75,9 +75,15 @@ def parse(path: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
 
 
 def described(work: Any) -> dict[str, Any]:
-    """The fields of a job as JSON, those that all jobs have; `parse` reads them."""
+    """The fields of a job as JSON, those that all jobs have; `parse` reads them.
+
+    Without ``torch_device`` where none is asked for, as before there was one: it decides run-ids.
+    """
+    fields = work._asdict()
+    if fields["torch_device"] is None:
+        del fields["torch_device"]
     return {
-        **work._asdict(),
+        **fields,
         "bundle": str(work.bundle),
         "journal": str(work.journal),
         "engines": None if work.engines is None else str(work.engines),

@@ -30,28 +30,30 @@ def on_grid(x: Tensor, grid: Grid | None) -> Tensor:
 
 def of_piece(query: Tensor, keys: Kept, values: Kept, cache: Cache) -> Tensor:
     """Causal, of F [batch, heads, n, head_dim] behind ``cache.length`` positions."""
-    past, new = cache.length, query.shape[2]
-    seen = past + new
-    # Nothing before it: a kernel that knows causality needs no mask of n x n.
-    mask = None if past == 0 else cache.columns[:seen] <= cache.columns[past:seen, None]
-    return functional.scaled_dot_product_attention(
-        query,
-        keys.read(seen),
-        values.read(seen),
-        attn_mask=mask,
-        is_causal=mask is None,
-        enable_gqa=True,
-    )
+    past, seen = cache.length, cache.length + query.shape[2]
+    if past == 0:  # a kernel that knows causality needs no mask of n x n
+        return functional.scaled_dot_product_attention(
+            query, keys.read(seen), values.read(seen), is_causal=True, enable_gqa=True
+        )
+    mask = cache.columns[:seen] <= cache.columns[past:seen, None]
+    return _masked(query, keys.read(seen), values.read(seen), mask)
 
 
 def of_token(query: Tensor, keys: Kept, values: Kept, cache: Cache) -> Tensor:
     """Of F [batch, heads, 1, head_dim] at ``cache.position``."""
-    batch, heads, _, width = query.shape
-    kv_heads = keys.stored.shape[1]
-    # Heads that share keys are rows of one query: no kernel then repeats the keys for them.
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, width)
-    mask = (cache.columns <= cache.position).view(1, 1, 1, -1)
+    mask = cache.columns[None] <= cache.position
+    return _masked(query, keys.read(cache.room), values.read(cache.room), mask)
+
+
+def _masked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention to what ``mask`` [n, seen] allows.
+
+    Heads that share keys are rows of one query: no kernel then repeats the keys for them.
+    """
+    batch, heads, new, width = query.shape
+    shared = heads // keys.shape[1]
+    grouped = query.reshape(batch, keys.shape[1], shared * new, width)
     mixed = functional.scaled_dot_product_attention(
-        grouped, keys.read(cache.room), values.read(cache.room), attn_mask=mask
+        grouped, keys, values, attn_mask=mask.repeat(shared, 1)
     )
-    return mixed.reshape(batch, heads, 1, width)
+    return mixed.reshape(query.shape)

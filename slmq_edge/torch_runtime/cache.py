@@ -16,8 +16,8 @@ from slmq_edge.decoder import rotary_table
 from slmq_edge.quantization.rounding import Rounded, Steps, quantize
 from slmq_edge.scheme import Grid
 
-# Rows whose addresses a fused attention kernel reads in pieces of so many bytes.
-ROOMS = 8
+# A mask's rows are then as fused attention kernels want them.
+MULTIPLE = 8
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,14 @@ class Cache:
         self.length = length
         self.position.fill_(length)
 
+    def copy_from(self, other: Cache, length: int) -> None:
+        """Take over the first positions of a smaller cache of the same model and batch."""
+        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
+            for kept, old in zip(mine, theirs, strict=True):
+                for into, t in zip(kept.tensors, old.tensors, strict=True):
+                    into[:, :, :length] = t[:, :, :length]
+        self.go_to(length)
+
     @property
     def bytes(self) -> int:
         """Of keys and values with their scales."""
@@ -97,8 +105,8 @@ def new(
     batch: int,
     room: int,
 ) -> Cache:
-    """An empty cache for at least ``room`` positions of ``batch`` rows."""
-    room = -(-room // ROOMS) * ROOMS
+    """An empty cache for at least ``room`` positions of ``batch`` rows; see `rounded_up`."""
+    room = rounded_up(room)
 
     def kept() -> Kept:
         def zeros(last: int, dtype: torch.dtype) -> Tensor:
@@ -125,6 +133,11 @@ def new(
         batch=batch,
         room=room,
     )
+
+
+def rounded_up(room: int) -> int:
+    """How many positions a cache has that was asked for ``room``."""
+    return -(-max(room, 1) // MULTIPLE) * MULTIPLE
 
 
 def zero_dtype(grid: Grid) -> torch.dtype:

@@ -208,9 +208,18 @@ class IntegerModel(nn.Module):
         kept.go_to(0)
         return self.extend(tokens, kept, keep)
 
-    @torch.no_grad()
     def extend(self, tokens: Tensor, kept: Cache, keep: int | None = None) -> Tensor:
-        """As `prefill`, behind what the cache holds already; ``keep`` may be 0."""
+        """As `prefill`, behind what the cache holds already."""
+        hidden = self.read(tokens, kept)
+        return self.logits(hidden if keep is None else hidden[:, -keep:])
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, kept: Cache) -> Tensor:
+        """Read texts int64 [batch, n] behind what the cache holds: F [batch, n, hidden].
+
+        Raises:
+            SlmqError: the cache has not room for them.
+        """
         batch, new = tokens.shape
         where = slice(kept.length, kept.length + new)
         _check(batch, where.stop, kept)
@@ -218,8 +227,12 @@ class IntegerModel(nn.Module):
         place = Place(kept, batch, where, cosine, sine, attention.of_piece)
         stream = self._stream(tokens, place)
         kept.go_to(where.stop)
-        rows = stream.view(batch, new, -1)[:, new - (new if keep is None else min(keep, new)) :]
-        return self._logits(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:2], -1)
+        return stream.view(batch, new, -1)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [batch, n, vocab] of what `read` returns."""
+        return self._logits(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:2], -1)
 
     def step(self, tokens: Tensor, kept: Cache) -> Tensor:
         """Logits float32 [batch, 1, vocab] of one more token int64 [batch, 1] of every text.

@@ -1,0 +1,98 @@
+"""A greedy decoding step at fixed addresses: on a GPU one CUDA graph, on a CPU the same calls.
+
+A token goes in, its logits and the most likely next token come out, and that token lies where the
+step reads it: a continuation needs nothing of the host. A small model's step is some hundreds of
+kernels that take less time than launching them does, so on a GPU it is captured once and replayed.
+A capture that fails is an error: timings of kernels launched one by one are of something else.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from slmq_edge.errors import SlmqError
+from slmq_edge.torch_runtime.cache import Cache
+from slmq_edge.torch_runtime.model import IntegerModel
+
+# Libraries choose their kernels and take their workspaces in the first few runs.
+WARMUPS = 3
+
+
+class Steps:
+    """Steps over one cache: ``run`` reads ``token`` and leaves ``logits`` and the next ``token``.
+
+    kept: the cache. token: int64 [batch, 1]. logits: float32 [batch, 1, vocab], valid until the
+    next step.
+    """
+
+    def __init__(self, model: IntegerModel, kept: Cache) -> None:
+        self._model, self.kept = model, kept
+        self.token = torch.zeros(kept.batch, 1, dtype=torch.int64, device=model.device)
+        self.logits: Tensor | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replays of a CUDA graph."""
+        return self._graph is not None
+
+    def capture(self) -> None:
+        """Record the step as a CUDA graph; where the cache is filled to stays as it was.
+
+        Raises:
+            SlmqError: the cache is full, or CUDA or torch refuses the capture; says why.
+        """
+        length = self.kept.length
+        self._check()
+        try:
+            self._warm_up(length)
+            self._graph = self._recorded()
+        except RuntimeError as error:  # torch's own, and those of CUDA
+            reason = " ".join(str(error).split())
+            raise SlmqError(
+                f"torch {torch.__version__} cannot capture the decoding step in a CUDA graph: "
+                f"{reason}"
+            ) from error
+        self.kept.go_to(length)
+
+    def run(self) -> None:
+        """Take one step.
+
+        Raises:
+            SlmqError: the cache is full.
+        """
+        self._check()
+        if self._graph is None:
+            self._step()
+        else:
+            self._graph.replay()
+        self.kept.length += 1
+
+    def _step(self) -> None:
+        """All of a step that happens on the device."""
+        self.logits = self._model.advance(self.token, self.kept)
+        self.token.copy_(self.logits[:, -1].argmax(dim=-1, keepdim=True))
+
+    def _warm_up(self, length: int) -> None:
+        """On a stream of its own, as capturing asks for; each time from the same position."""
+        token = self.token.clone()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                self.kept.position.fill_(length)
+                self._step()
+            self.token.copy_(token)
+            self.kept.position.fill_(length)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        return graph
+
+    def _check(self) -> None:
+        if self.kept.length >= self.kept.room:
+            raise SlmqError(f"the cache is full: it has room for {self.kept.room} positions")
