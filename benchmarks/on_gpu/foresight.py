@@ -1,4 +1,4 @@
-"""When each step would run if all took what is expected of them: what a call of so long comes to."""
+"""When each step would begin if all took what is expected: what a call of so long comes to."""
 
 from __future__ import annotations
 

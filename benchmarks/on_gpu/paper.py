@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.on_gpu.figures import TORCH_PEAK, largest
+from benchmarks.on_gpu.figures import largest
 from slmq_edge.compare import compare
 from slmq_edge.errors import SlmqError
-from slmq_edge.quantities import paper_macs
+from slmq_edge.quantities import TORCH, paper_macs
 from slmq_edge.results import Run
 from slmq_edge.study import paper
 from slmq_edge.study.document import Document
@@ -24,8 +24,8 @@ MIB = 1 << 20
 SCHEME_OF_FLOAT = "fp16"  # as the paper names its own full precision
 PAPERS_GPU = "A800"
 ALWAYS = (
-    "weights are random here: no accuracy is measured, and neither speed nor the cost of "
-    "quantizing depends on their values, but for what a method's own stopping would",
+    "weights are random here, on which neither speed nor the cost of quantizing depends: no "
+    "accuracy is measured",
     "Table 3's memory is of float16 simulation of rounding; ours holds int8 or packed int4 and "
     "multiplies integers",
     'Table 3\'s size is called MB and is millions of parameters (METHODS 5.2): "parameters" here; '
@@ -36,7 +36,8 @@ ALWAYS = (
     "(tokens/s, bytes); only the first may be set beside the printed one",
     "calibration text is WikiText-2's validation and test part, because nothing else is carried "
     "along: as many tokens as the released codes take, of another part",
-    "Table 4's memory is told without its kind; ours is torch's peak of what it allocated",
+    "the paper's memory is told without its kind; ours is torch's peak of what it allocated, "
+    "where a GPU was at work",
 )
 
 
@@ -85,7 +86,7 @@ def _key(row: Row) -> tuple[str, str]:
 
 
 def _infer(row: Row, base: Row | None) -> dict[str, Any]:
-    run, peak = row.run, largest(row.run, TORCH_PEAK)
+    run, peak = row.run, largest(row.run, TORCH)
     macs = paper_macs(run)
     return {
         "device": run.device.name,
