@@ -22,6 +22,7 @@ PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a 
 ON_GPU = "gpu_"  # a kind with this in its name is of a GPU's memory
 PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
 UNLIKE = "unlike kinds are never compared"
+TORCH_PEAK = "torch_peak_allocated"  # of tensors on a GPU: what the paper prints
 DEVICE = "device memory"  # scored where both sides have some: the model is there
 RATES = ("tokens/s", "tokens/J")  # more is better; of all else, less
 SIZE, SPEED, MEMORY = "float16_bytes", "decode_rate", "peak_memory"  # SLMQ_infer, in this order
@@ -108,8 +109,16 @@ def peak(baseline: Side, candidate: Side) -> tuple[Quantity, str | None]:
 def scored_memory(baseline: Side, candidate: Side) -> tuple[str | None, tuple[str, ...]]:
     """Which memory enters SLMQ_infer: a peak of one kind, over phases that all runs have.
 
-    The kind is None where they share no peak; `DEVICE`, of no phase, where all have such.
+    The kind is None where they share no peak; `TORCH_PEAK` where torch computed on a GPU in both;
+    `DEVICE`, of no phase, where all have such.
     """
+    in_torch = tuple(
+        phase
+        for phase in SCORED_PHASES
+        if all(TORCH_PEAK in _known(side, phase) for side in (baseline, candidate))
+    )
+    if in_torch:
+        return TORCH_PEAK, in_torch
     if all(run.device_memory is not None for run in (*baseline.runs, *candidate.runs)):
         return DEVICE, ()
     if _elsewhere(baseline, candidate):

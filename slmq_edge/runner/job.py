@@ -82,6 +82,10 @@ class Job(NamedTuple):
         bundle = manifest.read_bundle(self.bundle)
         return Place(self.bundle, bundle, self.workload.threads, self.engines, self.torch_device)
 
+    def on(self, torch_device: str) -> Job:
+        """See `work.Work`."""
+        return self._replace(torch_device=torch_device)
+
     @property
     def unit(self) -> str:
         """See `work.Work`."""

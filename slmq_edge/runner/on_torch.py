@@ -19,8 +19,8 @@ from slmq_edge.runner.probe import ProbeReport
 CPU, CUDA = "cpu", "cuda"
 RUNTIME = "slmq_edge.torch_runtime"
 ELSEWHERE = (
-    "a bundle for torch runs where slmq-edge itself is installed, and what is sent to boards is its "
-    "runner alone: run slmq-edge profile on that machine, or export with --target ort-cuda"
+    "a bundle for torch runs where all of slmq-edge is installed, and boards are sent its runner "
+    "alone: run slmq-edge on that machine itself, or export with --target ort-cuda"
 )
 
 

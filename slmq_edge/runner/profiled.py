@@ -79,8 +79,13 @@ def run(
 
     Raises:
         SlmqError: the runtime is too old or refuses the graph, or its record cannot be read.
-        Unsupported: a bundle for TensorRT.
+        Unsupported: a bundle that onnxruntime does not run.
     """
+    if manifest.kind_of(bundle) == manifest.TORCH:
+        raise Unsupported(
+            f"{folder.name} is for torch, of whose operators onnxruntime's record says nothing: "
+            "what its modules multiply, inspect without --run says"
+        )
     if manifest.kind_of(bundle) == manifest.TRT:
         raise Unsupported(
             f"{folder.name} is for TensorRT, of whose operators onnxruntime's record says nothing: "

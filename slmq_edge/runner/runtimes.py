@@ -150,7 +150,7 @@ def of(place: Place) -> Runtime:
     """The runtime of a bundle.
 
     Raises:
-        UsageError: this release has none for it, or none that takes ``engines`` or ``torch_device``.
+        UsageError: this release has none for it, or none with ``engines`` or ``torch_device``.
     """
     kind = manifest.kind_of(place.bundle)
     if kind not in RUNTIMES:
