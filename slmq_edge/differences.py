@@ -18,6 +18,7 @@ NOT_COMPARED = (
     "load_average_end",
     "engine",
     "session",
+    "placed",
     "board",
     LOGITS,  # where they differ, passes have no ratio
 )

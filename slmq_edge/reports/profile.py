@@ -222,6 +222,8 @@ def _checks(run: Run) -> list[tuple[str, str]]:
     if run.probe is not None:
         exact = "exact" if run.probe["exact"] else f"off by up to {run.probe['largest_error']}"
         rows.append(("integers", f"{exact} ({run.probe['operator']})"))
+    for phase, found in (run.environment.get("placed") or {}).items():
+        rows.append((f"{phase} on the GPU", _placed(found)))
     said = run.environment.get("session") or {}
     if "int8_asked" in said:
         left = said["int8_asked"] - len(said["int8_missing"])
@@ -229,3 +231,14 @@ def _checks(run: Run) -> list[tuple[str, str]]:
     if said.get("cuda_graph"):
         rows.append(("CUDA graph", str(said["cuda_graph"])))
     return rows
+
+
+def _placed(found: Mapping[str, Any]) -> str:
+    """Of one run of a graph, by onnxruntime's record: what was there, and what was not."""
+    macs = found["macs"]
+    work = "" if macs is None else f"{share_text(macs)} of the multiply-adds, "
+    left = ", ".join(f"{name} {calls}" for name, calls in sorted(found["elsewhere"].items()))
+    return (
+        f"{work}{share_text(found['seconds'])} of the host's time in operators; on the CPU: "
+        f"{left or 'none'}"
+    )

@@ -118,6 +118,9 @@ class Torch:
         operator, error = probe.run(place.folder, chosen(place.torch_device, torch))
         return ProbeReport(operator, error == 0, error, manifest.TORCH_WEIGHTS)
 
+    def placed(self, place: Any, graph: str) -> Mapping[str, Any] | None:
+        return None
+
     def prepare(self, place: Any, graph: str) -> Callable[[], Any]:
         torch = module()
         from slmq_edge.torch_runtime.session import open_bundle
