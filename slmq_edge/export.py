@@ -65,11 +65,12 @@ def export(
     force: bool = False,
     progress: Progress = lambda share, what: None,
     keep: bool = True,
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a checkpoint for a target to ``path``, and return its manifest.
 
     keep: the checkpoint is needed after this; otherwise its tensors are let go before the graph is
-    loaded.
+    loaded. digest: of the checkpoint.json that it was read with, where it was.
 
     Raises:
         Unsupported: the target or its runtime cannot run the scheme.
@@ -106,6 +107,8 @@ def export(
         verified = maker.verify(folder, written, golden)
         manifest = _manifest(checkpoint, written, golden, verified)
         manifest["export"] = record.of_export(wanted)
+        if digest is not None:
+            manifest["checkpoint_sha256"] = digest
         texts = tuple(name for name in checkpoint.extras if licenses.is_text(name))
         (folder / card.FILE).write_text(card.card(manifest, texts), "utf-8")
         manifest["files"] = describe(folder)

@@ -20,12 +20,11 @@ PHASES = ("start", "load", "prefill", "decode")
 SCORED_PHASES = ("prefill", "decode")
 PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a snapshot
 ON_GPU = "gpu_"  # a kind with this in its name is of a GPU's memory
-# What torch has had allocated on a GPU at most: the paper's own number, and the only peak there.
-TORCH = "torch_peak_allocated"
-REST = "rest"  # of a device's memory, which not every device tells
 PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
+REST = "rest"  # of a device's memory, which not every device tells
 UNLIKE = "unlike kinds are never compared"
-UNLIKE_PARTS = "the two runtimes tell of other parts of a device's memory"
+UNLIKE_PARTS = "two runtimes that tell of other parts of a device's memory"
+TORCH_PEAK = "torch_peak_allocated"  # of tensors on a GPU: what the paper prints
 DEVICE = "device memory"  # scored where both sides have some: the model is there
 RATES = ("tokens/s", "tokens/J")  # more is better; of all else, less
 SIZE, SPEED, MEMORY = "float16_bytes", "decode_rate", "peak_memory"  # SLMQ_infer, in this order
@@ -97,36 +96,36 @@ def peak(baseline: Side, candidate: Side) -> tuple[Quantity, str | None]:
     sides = baseline, candidate
     if kind == DEVICE:
         # A board that shares its memory tells no rest.
-        told = [set(run.device_memory or {}) for one in sides for run in one.runs]
-        parts = set.intersection(*told)
-        if set.union(*told) - parts - {REST}:
-            # Two runtimes call what they hold by other names: what both tell is not the whole.
+        found = [set(run.device_memory or {}) for one in sides for run in one.runs]
+        parts = set.intersection(*found)
+        if set.union(*found) - parts - {REST}:
+            # They call what they hold by other names: what both tell is not the whole.
             unlike = f"{UNLIKE_PARTS}: {UNLIKE}"
             return Quantity(MEMORY, DEVICE, "B", None, None, reason=unlike), None
         before, after = (one.sample(lambda run: [_parts_bytes(run, parts)]) for one in sides)
-        which = f"largest {DEVICE}, all parts that both tell of"
-        return Quantity(MEMORY, DEVICE, "B", before, after, across=across), which
+        told = f"largest {DEVICE}, all parts that both tell of"
+        return Quantity(MEMORY, DEVICE, "B", before, after, across=across), told
     if kind is None:
         reason = _elsewhere(baseline, candidate) or _no_peak(baseline, candidate)
         return Quantity(MEMORY, "peak memory", "B", None, None, reason=reason), None
     before, after = (one.sample(lambda run: [_largest(run, kind, phases)]) for one in sides)
-    which = f"largest {kind} over {' and '.join(phases)}"
-    return Quantity(MEMORY, f"peak memory ({kind})", "B", before, after, across=across), which
+    told = f"largest {kind} over {' and '.join(phases)}"
+    return Quantity(MEMORY, f"peak memory ({kind})", "B", before, after, across=across), told
 
 
 def scored_memory(baseline: Side, candidate: Side) -> tuple[str | None, tuple[str, ...]]:
     """Which memory enters SLMQ_infer: a peak of one kind, over phases that all runs have.
 
-    The kind is None where they share no peak. What torch has allocated at most comes before
-    `DEVICE`, of no phase, which is where all have such.
+    The kind is None where they share no peak; `TORCH_PEAK` where torch computed on a GPU in both;
+    `DEVICE`, of no phase, where all have such.
     """
-    by_torch = tuple(
+    in_torch = tuple(
         phase
         for phase in SCORED_PHASES
-        if TORCH in _known(baseline, phase) & _known(candidate, phase)
+        if all(TORCH_PEAK in _known(side, phase) for side in (baseline, candidate))
     )
-    if by_torch:
-        return TORCH, by_torch
+    if in_torch:
+        return TORCH_PEAK, in_torch
     if all(run.device_memory is not None for run in (*baseline.runs, *candidate.runs)):
         return DEVICE, ()
     if _elsewhere(baseline, candidate):

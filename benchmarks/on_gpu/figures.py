@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.on_gpu.record import unpack
 from slmq_edge.compare import Row as Compared
-from slmq_edge.quantities import TORCH
+from slmq_edge.quantities import TORCH_PEAK
 from slmq_edge.results import Run
 from slmq_edge.study import collect
 from slmq_edge.study.document import Document
@@ -63,7 +63,7 @@ def _row(one: Row, found: Document) -> dict[str, Any]:
         "decode_tokens_per_joule": one.tokens_per_joule,
         "memory_kind": None if memory is None else memory[0],
         "memory_bytes": None if memory is None else memory[1],
-        "torch_peak_bytes": largest(run, TORCH),
+        "torch_peak_bytes": largest(run, TORCH_PEAK),
         "gpu_process_bytes": largest(run, OF_PROCESS),
         "times_better": dict(_ratios(one)),
         "slmq_infer": None if one.score is None else one.score._asdict(),

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.on_gpu.figures import largest
 from slmq_edge.compare import compare
 from slmq_edge.errors import SlmqError
-from slmq_edge.quantities import TORCH, paper_macs
+from slmq_edge.quantities import TORCH_PEAK, paper_macs
 from slmq_edge.results import Run
 from slmq_edge.study import paper
 from slmq_edge.study.document import Document
@@ -86,7 +86,7 @@ def _key(row: Row) -> tuple[str, str]:
 
 
 def _infer(row: Row, base: Row | None) -> dict[str, Any]:
-    run, peak = row.run, largest(row.run, TORCH)
+    run, peak = row.run, largest(row.run, TORCH_PEAK)
     macs = paper_macs(run)
     return {
         "device": run.device.name,

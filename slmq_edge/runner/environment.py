@@ -87,6 +87,12 @@ def identity(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {name: environment.get(name) for name in IDENTITY}
 
 
+def computes_on_gpu(environment: Mapping[str, Any]) -> bool:
+    """Whether a runtime computed on a GPU alone, so that a CPU's threads say nothing of it."""
+    on_torch = environment.get("torch") and environment.get("gpu")
+    return bool(environment.get("tensorrt") or on_torch)
+
+
 def affinity() -> list[int] | None:
     """Return the numbers of the cores this process may use, where the system tells."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

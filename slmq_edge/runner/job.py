@@ -46,6 +46,7 @@ DOING = {
     "begin": "probing integers",
     "probe": "checking golden prompts",
     "golden": "loading",
+    "placed": "loading",
     "load": "warming up",
     "warmup": "measuring",
     "repetition": "measuring",
@@ -82,6 +83,10 @@ class Job(NamedTuple):
         bundle = manifest.read_bundle(self.bundle)
         return Place(self.bundle, bundle, self.workload.threads, self.engines, self.torch_device)
 
+    def on(self, torch_device: str) -> Job:
+        """See `work.Work`."""
+        return self._replace(torch_device=torch_device)
+
     @property
     def unit(self) -> str:
         """See `work.Work`."""
@@ -117,7 +122,8 @@ def check(job: Job, echo: Echo) -> bool:
     Returns whether anything is to be measured still: where not, nothing is checked either.
 
     Raises:
-        SlmqError: something is not as promised; nothing has been timed.
+        SlmqError: something is not as promised, or a graph for a GPU leaves products to the CPU;
+            nothing has been timed.
     """
     place = job.place()
     bundle = place.bundle
@@ -137,6 +143,9 @@ def check(job: Job, echo: Echo) -> bool:
             log,
             lambda session: _check_room(job, session),
         )
+        steps = runtimes.of(place).placed(place, require_check(job))
+        if steps is not None:
+            log.append({"event": "placed", "steps": dict(steps)})
     return True
 
 

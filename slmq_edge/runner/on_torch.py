@@ -19,8 +19,8 @@ from slmq_edge.runner.probe import ProbeReport
 CPU, CUDA = "cpu", "cuda"
 RUNTIME = "slmq_edge.torch_runtime"
 ELSEWHERE = (
-    "a bundle for torch runs where slmq-edge itself is installed, and what is sent to boards is its "
-    "runner alone: run slmq-edge profile on that machine, or export with --target ort-cuda"
+    "a bundle for torch runs where all of slmq-edge is installed, and boards are sent its runner "
+    "alone: run slmq-edge on that machine itself, or export with --target ort-cuda"
 )
 
 
@@ -117,6 +117,9 @@ class Torch:
 
         operator, error = probe.run(place.folder, chosen(place.torch_device, torch))
         return ProbeReport(operator, error == 0, error, manifest.TORCH_WEIGHTS)
+
+    def placed(self, place: Any, graph: str) -> Mapping[str, Any] | None:
+        return None
 
     def prepare(self, place: Any, graph: str) -> Callable[[], Any]:
         torch = module()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Protocol
 
 from slmq_edge.errors import UsageError, unknown
-from slmq_edge.runner import asked, manifest, on_torch, ort, probe
+from slmq_edge.runner import asked, manifest, on_torch, ort, placed, probe, profiled
 from slmq_edge.runner.forward import Together
 from slmq_edge.runner.golden import Decoder
 from slmq_edge.runner.probe import ProbeReport
@@ -71,6 +71,13 @@ class Runtime(Protocol):
     def probe(self, place: Place) -> ProbeReport | None:
         """Whether integers are exact here, and which graph to run; None: nothing to probe."""
 
+    def placed(self, place: Place, graph: str) -> Mapping[str, Any] | None:
+        """Where the operators of ``graph`` run, see `placed.Placed`; None: nobody tells.
+
+        Raises:
+            Unsupported: not where the bundle says.
+        """
+
     def prepare(self, place: Place, graph: str) -> Callable[[], Session]:
         """Do what is no part of loading, and return what loads ``graph`` of a verified bundle."""
 
@@ -83,6 +90,13 @@ class OnnxRuntime:
 
     def probe(self, place: Place) -> ProbeReport | None:
         return probe.run(place.folder, place.bundle, place.threads)
+
+    def placed(self, place: Place, graph: str) -> Mapping[str, Any] | None:
+        provider = asked.provider_of(place.bundle).name
+        if provider == asked.ON_CPU.name:
+            return None
+        steps = profiled.traced(place.folder, place.bundle, place.threads, graph)
+        return placed.as_json(placed.check(steps, provider))
 
     def prepare(self, place: Place, graph: str) -> Callable[[], Session]:
         ort.load_onnxruntime()
@@ -123,6 +137,9 @@ class TensorRT:
     def probe(self, place: Place) -> ProbeReport | None:
         return None
 
+    def placed(self, place: Place, graph: str) -> Mapping[str, Any] | None:
+        return None
+
     def prepare(self, place: Place, graph: str) -> Callable[[], Session]:
         from slmq_edge.runner.trt import cache, versions
         from slmq_edge.runner.trt.engine import open_engine
@@ -150,7 +167,7 @@ def of(place: Place) -> Runtime:
     """The runtime of a bundle.
 
     Raises:
-        UsageError: this release has none for it, or none that takes ``engines`` or ``torch_device``.
+        UsageError: this release has none for it, or none with ``engines`` or ``torch_device``.
     """
     kind = manifest.kind_of(place.bundle)
     if kind not in RUNTIMES:

@@ -24,6 +24,13 @@ class Work(Protocol):
     def journal(self) -> Path: ...
 
     @property
+    def torch_device(self) -> str | None:
+        """Of a bundle for torch, see `runtimes.Place`."""
+
+    def on(self, torch_device: str) -> Work:
+        """The same, on that device."""
+
+    @property
     def unit(self) -> str:
         """What the journal collects, in the plural; `journal.taken` counts it."""
 
