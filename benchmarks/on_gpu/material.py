@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slmq_edge import builtin
 from slmq_edge.errors import Damaged, NotFound
 from slmq_edge.runner.manifest import sha256
 
@@ -25,8 +26,11 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 VALID, TEST = "data/wikitext2/wiki.valid.raw", "data/wikitext2/wiki.test.raw"
 MANIFEST = "material.json"
 MOST_BYTES = 20_000_000
-# Of a toy: what takes seconds on a CPU, with a head and a table of the tokenizer's words.
+# Of a toy: what takes seconds on a CPU, with the built-in tokenizer's few words.
 TOY = {
+    "vocab_size": 1024,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
     "num_hidden_layers": 2,
     "hidden_size": 128,
     "intermediate_size": 192,
@@ -103,6 +107,9 @@ def draw(folder: Path, shape: str, target: Path, toy: bool = False) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     changes: Mapping[str, Any] = TOY if toy else {}
     random_model(folder, shape, SHAPES[shape], scratch, changes=changes)
+    if toy:
+        for name in TOKENIZER:
+            shutil.copyfile(builtin.folder(builtin.MODELS[0]) / name, scratch / name)
     shutil.rmtree(target, ignore_errors=True)
     scratch.replace(target)
 

@@ -144,7 +144,8 @@ def _of_artifact(settings: Settings, model: str, method: str, scheme: str) -> li
         )
     run = f"runs/{name}.json"
     paper = ("-p", "128", "--protocol", "paper", "--text", str(settings.material / TEST))
-    workload = TOY["profile"] if toy else WORKLOAD
+    # Said, so that a GPU that torch does not see is an error, and no row of the CPU.
+    workload = TOY["profile"] if toy else (*WORKLOAD, "--torch-device", settings.device)
     found.append(
         step("profile", name, run, f"export-{name}",
              "profile", bundle, *paper, *workload, "-o", run, "--force")
