@@ -57,7 +57,7 @@ def main(
         Path | None, typer.Option("-o", "--output", help="Folder for results.json and log.txt.")
     ] = None,
     work: Annotated[
-        Path, typer.Option(help="Folder for models, checkpoints, bundles: 12 GB.")
+        Path, typer.Option(help="Folder for models, checkpoints, bundles: 17 GB.")
     ] = Path("/tmp/slmq-gpu"),
     minutes: Annotated[
         float, typer.Option(min=0.1, help="What is not done by then waits.")
