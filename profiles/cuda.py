@@ -74,6 +74,10 @@ class Cuda(Linux):
         """Besides the CPU's: gpu_process_used, and torch's peaks where it is at work on a GPU."""
         return {**super().memory(), "gpu_process_used": self._own_bytes(), **_torch_peaks()}
 
+    def held(self) -> dict[str, int | None]:
+        """Bytes on the GPU now: gpu_process of this process, gpu_board of all of them."""
+        return {"gpu_process": self._own_bytes(), "gpu_board": self._gpu.memory_used()}
+
     def system(self) -> dict[str, float | None]:
         """Besides the machine's: gpu_memory_used_bytes, gpu_processes (that compute, less ours)."""
         return {

@@ -38,6 +38,7 @@ from slmq_edge.runner.manifest import read_manifest, verify
 from slmq_edge.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from slmq_edge.decoder import Decoder
@@ -74,6 +75,12 @@ class IntegerWeight:
             None if zero is None else zero.detach().to("cpu", torch.int16),
             grid,
         )
+
+    def to(self, device: torch.device | str) -> IntegerWeight:
+        """The same, on a device."""
+        zero = None if self.zero is None else self.zero.to(device)
+        there = self.integers.to(device), self.scale.to(device), zero
+        return IntegerWeight(*there, self.grid)
 
     @property
     def centred(self) -> Tensor:

@@ -15,13 +15,14 @@ from slmq_edge.anatomy import Anatomy
 from slmq_edge.calibration import Size
 from slmq_edge.cost import Meter
 from slmq_edge.deviations import Run, deviations
-from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError, did_you_mean
+from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError
 from slmq_edge.presets import Preset
 from slmq_edge.quantization import Method, Progress, Task, method
 from slmq_edge.recipe import Recipe
 from slmq_edge.runner.manifest import sha256
 from slmq_edge.scheme import Scheme, check_protected, require_weights, words_of
 from slmq_edge.settings import settings_of
+from slmq_edge.torch_device import at_work, checked, release
 
 if TYPE_CHECKING:
     from slmq_edge.calibration import Calibration, Text
@@ -104,7 +105,7 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     settings = settings_of(chosen.Settings, request.method, request.settings, preset.values(bits))
     if request.method != "none":
         require_weights(request.scheme, request.method)
-    device = _device(request.device)
+    device = checked(request.device)
     _check_spill(request.spill)
     calibrates = chosen.CALIBRATION is not None or request.scheme.is_static
     # Which linears are protected is found on the text, or was.
@@ -149,8 +150,24 @@ def quantize(
     Raises:
         SlmqError: damaged weights, a text too short, a loss that is no number.
     """
+    with at_work(planned.device):
+        release(planned.device)
+        meter = Meter(planned.device, "tokenizing")
+        try:
+            return _metered(planned, meter, progress, note, shown)
+        finally:
+            meter.close()
+
+
+def _metered(
+    planned: Plan,
+    meter: Meter,
+    progress: Progress,
+    note: Note,
+    shown: Callable[[Decoder], None],
+) -> Checkpoint:
+    """A plan carried out, its cost read from the meter."""
     tokenizer = None if planned.text is None else models.read_tokenizer(planned.source.folder)
-    meter = Meter(planned.device, "tokenizing")
     report = meter.watched(progress)
     report(0.0, "tokenizing")
     calibration = _calibration(planned, tokenizer)
@@ -202,7 +219,8 @@ def prepare(
     request = planned.request
     named = dataclasses.replace(request.scheme, protected=())
     task = Task(named, planned.settings, calibration, progress, note, None, request.spill)
-    return method(request.method).prepare(_read(planned, progress), task).model
+    with at_work(planned.device):
+        return method(request.method).prepare(_read(planned, progress), task).model
 
 
 def forget(planned: Plan) -> None:
@@ -221,16 +239,19 @@ def _made(
     source, calibration = planned.source, task.calibration
     # The model read is nobody's but the method's: what it replaces is freed as it goes.
     prepared = method(planned.request.method).prepare(_read(planned, task.progress), task)
+    release(planned.device)
     if planned.request.scheme.is_open:
         from slmq_edge.analysis import protecting
 
         planned = protecting.named(planned, prepared.model, tokenizer, task)
+        release(planned.device)
     request = planned.request
     inputs: dict[str, Steps] = {}
     if request.scheme.is_static:
         assert calibration is not None, "plan() sees to it"
         tokens = calibration.tokens.to(planned.device)
         inputs = ranges.find(prepared.model, tokens, request.scheme, task.progress)
+        release(planned.device)
     model = prepared.model
     shown(dataclasses.replace(model, weights=dict(model.weights)))
     task.progress(0.0, "rounding")
@@ -434,16 +455,3 @@ def _check_spill(folder: Path | None) -> None:
         raise NotFound(f"--spill {folder}: no such folder")
     if not os.access(folder, os.W_OK):
         raise SlmqError(f"--spill {folder}: the folder is not writable")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cpu":
-        return name
-    kind = name.split(":")[0]
-    if kind != "cuda":
-        raise UsageError(f"unknown device '{name}'{did_you_mean(kind, ('cpu', 'cuda'))}")
-    if not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-    return name

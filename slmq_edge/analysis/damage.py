@@ -33,7 +33,7 @@ from slmq_edge.decoder import (
 )
 from slmq_edge.quantization import Progress
 from slmq_edge.quantization.rounding import operands_of
-from slmq_edge.simulation import Simulation
+from slmq_edge.simulation import Simulation, moved
 
 Kind = Literal["both", "weights", "activations"]
 # Logits that are held at a time, some of them in float64.
@@ -78,6 +78,7 @@ class Partly:
         table = model.weights[f"{names.EMBED}.weight"]
         scheme = checkpoint.scheme
         floats = dataclasses.replace(scheme, activations=None, mixed=None)
+        checkpoint = moved(checkpoint, table.device)  # once, for both
         inputs_in_float = dataclasses.replace(checkpoint, scheme=floats)
         self.model = model
         self._rounded = Simulation(checkpoint, table.dtype, table.device)
@@ -167,8 +168,12 @@ def measure(
             if START < layer < shape.layers:
                 stream = block(model, layer, stream, rotary)
     log_probability = torch.cat(exact).mean().item()
+    if not cases:
+        return math.exp(-log_probability), {}
+    by_case = torch.stack([torch.cat(found[case], dim=1) for case in cases]).cpu()
     return math.exp(-log_probability), {
-        case: _damage(torch.cat(found[case], dim=1), log_probability) for case in cases
+        case: _damage(by_window, log_probability)
+        for case, by_window in zip(cases, by_case, strict=True)
     }
 
 

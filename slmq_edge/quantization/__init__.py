@@ -56,6 +56,7 @@ class Task:
     settings: the method's own. note: told what a user should know, a line at a time, which the
     checkpoint keeps. finished: where blocks of this very task are kept, so that a killed run can
     go on; ``None``: nowhere. spill: folder for activations, ``None`` keeps them in memory.
+    compiles: steps that a method repeats often are compiled, where it knows how.
     """
 
     scheme: Scheme
@@ -65,6 +66,7 @@ class Task:
     note: Callable[[str], None] = field(default=_unheard, compare=False)
     finished: Finished | None = None
     spill: Path | None = None
+    compiles: bool = False
 
 
 # Rounds all linears of a model, whose float weights it takes out of the model as it goes.

@@ -143,7 +143,8 @@ def cost_text(cost: Mapping[str, Any]) -> str:
         for kind, count in cost["memory"].items()
     )
     joules = cost.get("energy_joules")
-    energy = "" if joules is None else f", {joules:.0f} J (all processors)"
+    of = cost.get("energy_of") or "all processors"
+    energy = "" if joules is None else f", {joules:.0f} J ({of})"
     behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
     what = f"{behind} blocks" if behind else " and ".join(parts or ())
     resumed = f" (without the {what} of a run that was interrupted)" if what else ""
