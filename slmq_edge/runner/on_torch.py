@@ -18,7 +18,7 @@ from slmq_edge.runner import manifest
 from slmq_edge.runner.probe import ProbeReport
 
 CPU, CUDA = "cpu", "cuda"
-RUNTIME = "slmq_edge.torch_runtime"
+RUNTIME = manifest.TORCH_RUNTIME
 ELSEWHERE = (
     "a bundle for torch runs where all of slmq-edge is installed, and boards are sent its runner "
     "alone: run slmq-edge on that machine itself, or export with --target ort-cuda"
