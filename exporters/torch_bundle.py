@@ -28,7 +28,7 @@ from slmq_edge.quantization.hadamard import factors
 from slmq_edge.runner import golden as checks
 from slmq_edge.runner.manifest import TORCH, TORCH_WEIGHTS
 from slmq_edge.torch_runtime import files
-from slmq_edge.torch_runtime.model import Held, IntegerModel
+from slmq_edge.torch_runtime.model import Fused, IntegerModel
 from slmq_edge.torch_runtime.session import Session, open_bundle
 
 OLDEST_TORCH = "2.5"
@@ -61,7 +61,7 @@ def multiplications(model: IntegerModel, checkpoint: Checkpoint) -> Iterator[Mul
     yield from _rotations(checkpoint)
 
 
-def _of_linears(held: Held, checkpoint: Checkpoint) -> Iterator[Multiplication]:
+def _of_linears(held: Fused, checkpoint: Checkpoint) -> Iterator[Multiplication]:
     """Linears that lie as one weight are one row; those with weights of their own, one each."""
     alone = len(held.bits) > 1
     for index, linears in enumerate([(one,) for one in held.names] if alone else [held.names]):

@@ -58,6 +58,8 @@ def targets(document: Mapping[str, Any]) -> tuple[str, ...]:
         found.append("ort-cuda")
     if "error" not in document["tensorrt"] and "error" not in document["cuda"]:
         found.append("trt")
+    if document.get("torch_runtime") and document["packages"].get("torch"):
+        found.append("torch")
     return tuple(found)
 
 

@@ -38,7 +38,7 @@ class Graph:
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operator, keeps it in a graph, and in the end undoes what was written."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, capture_error_mode: str = "global") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
         self._before: list[tuple[Tensor, Tensor]] = []

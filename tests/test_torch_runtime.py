@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -192,6 +193,25 @@ def test_a_cpu_whose_product_saturates_multiplies_floats_exactly(
         reference._cpu_is_exact.cache_clear()
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (17, 16, 16), (32, 64, 24)])
+def test_sizes_that_cublas_does_not_take_are_filled_up(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, width, out = shape
+    x = input_of(rows, width).clamp(-128, 127).to(torch.int8)
+    w, sizes, multiply = weight_of(out, width, WEIGHTS_8).integers, [], torch._int_mm
+
+    def seen(x: Tensor, w: Tensor) -> Tensor:
+        sizes.append((*x.shape, w.shape[1]))
+        return multiply(x, w)
+
+    monkeypatch.setattr(torch, "_int_mm", seen)
+    assert torch.equal(reference._filled_up(x, w).long(), x.long() @ w.long().mT)
+    ((m, k, n),) = sizes
+    assert (m % 32, k % 8, n % 8) == (0, 0, 0)
+    assert (m - rows, k - width, n - out) < (32, 8, 8)
+
+
 def test_weights_alone_are_values_in_the_inputs_own_floats() -> None:
     x, weight = input_of(3, 96).half(), weight_of(40, 96, Grid(4, "channel", group=32))
     found = reference.weight_only(x, packing.packed([weight]), None)
@@ -216,3 +236,22 @@ def test_norms_and_gates_are_the_decoders_and_fused_ones_round_them() -> None:
 def test_a_cpu_gets_the_reference() -> None:
     assert ops.choose("cpu").NAME == ops.REFERENCE
     assert ops.choose("cpu") is reference
+
+
+def test_a_gpu_gets_triton_where_it_is_installed_and_else_the_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def imported(name: str) -> object:
+        asked.append(name.rpartition(".")[2])
+        return reference
+
+    monkeypatch.setattr(importlib, "import_module", imported)
+    for there in ({"triton"}, {"slmq_edge.torch_runtime.triton_ops"}):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, there=there: name in there)
+        ops.choose("cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    ops.choose("cuda")
+    ops.choose("cpu")
+    assert asked == ["reference", "reference", "triton_ops", "reference"]

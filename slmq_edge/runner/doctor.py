@@ -8,6 +8,7 @@ works. Python 3.8, standard library.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from typing import Any, Mapping, Sequence
 import slmq_edge
 from slmq_edge.errors import SlmqError
 from slmq_edge.profiles import PROFILES, load, nvml
-from slmq_edge.runner import children, environment
+from slmq_edge.runner import children, environment, manifest
 from slmq_edge.runner.children import Answers
 from slmq_edge.runner.products import PRODUCTS
 from slmq_edge.runner.trial import MARK
@@ -67,6 +68,7 @@ def examine(products: Sequence[str] = tuple(PRODUCTS)) -> dict[str, Any]:
             "venv": sys.prefix != sys.base_prefix,
         },
         "packages": {name: _version(name) for name in PACKAGES},
+        "torch_runtime": importlib.util.find_spec(manifest.TORCH_RUNTIME) is not None,
         "onnxruntime": _onnxruntime(products),
         "tensorrt": _tensorrt(),
         "cuda": _first(children.trial(["cuda"])),

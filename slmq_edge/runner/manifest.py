@@ -36,6 +36,7 @@ TRT_RECIPE = f"{TRT}/recipe.json"
 TORCH = "torch"
 TORCH_WEIGHTS = f"{TORCH}/weights.safetensors"
 TORCH_MODEL = f"{TORCH}/model.json"
+TORCH_RUNTIME = "slmq_edge.torch_runtime"  # what runs it: no part of what is sent to boards
 GRAPHS = {TRT: TRT_GRAPH, TORCH: TORCH_WEIGHTS}
 
 BLOCK_BYTES = 1 << 20

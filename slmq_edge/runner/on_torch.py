@@ -6,6 +6,7 @@ boards. Nothing here makes a CUDA context: a checking process leaves no memory t
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -17,7 +18,7 @@ from slmq_edge.runner import manifest
 from slmq_edge.runner.probe import ProbeReport
 
 CPU, CUDA = "cpu", "cuda"
-RUNTIME = "slmq_edge.torch_runtime"
+RUNTIME = manifest.TORCH_RUNTIME
 ELSEWHERE = (
     "a bundle for torch runs where all of slmq-edge is installed, and boards are sent its runner "
     "alone: run slmq-edge on that machine itself, or export with --target ort-cuda"
@@ -33,10 +34,9 @@ def module() -> Any:
     if importlib.util.find_spec(RUNTIME) is None:
         raise Unsupported(ELSEWHERE)
     try:
-        import torch
+        return importlib.import_module("torch")
     except ImportError as error:
         raise MissingExtra("torch", "quantize") from error
-    return torch
 
 
 def check_name(device: str) -> None:
@@ -112,21 +112,18 @@ class Torch:
         lowering = place.bundle.get("lowering") or {}
         if lowering.get("integer_gemm") is None:
             return None
-        torch = module()
-        from slmq_edge.torch_runtime import probe
-
-        operator, error = probe.run(place.folder, chosen(place.torch_device, torch))
+        device = chosen(place.torch_device, module())
+        probe = importlib.import_module(f"{RUNTIME}.probe")
+        operator, error = probe.run(place.folder, device)
         return ProbeReport(operator, error == 0, error, manifest.TORCH_WEIGHTS)
 
     def placed(self, place: Any, graph: str) -> Mapping[str, Any] | None:
         return None
 
     def prepare(self, place: Any, graph: str) -> Callable[[], Any]:
-        torch = module()
-        from slmq_edge.torch_runtime.session import open_bundle
-
-        device = chosen(place.torch_device, torch)
-        return lambda: open_bundle(place.folder, place.bundle, place.threads, device)
+        device = chosen(place.torch_device, module())
+        session = importlib.import_module(f"{RUNTIME}.session")
+        return lambda: session.open_bundle(place.folder, place.bundle, place.threads, device)
 
 
 def _version(distribution: str) -> str | None:

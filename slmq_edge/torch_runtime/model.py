@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Held:
+class Fused:
     """Linears that run as one. integer: whether integers are multiplied; bytes: of their weights.
 
     operator: of torch or Triton, for reports. bits: of the weights as they lie in memory.
@@ -291,19 +291,19 @@ class IntegerModel(nn.Module):
         """Of all else that is held."""
         return _bytes(self) - self.integer_bytes
 
-    def table(self) -> list[Held]:
+    def table(self) -> list[Fused]:
         """What multiplies, in the order in which it runs; the head last."""
-        return [_held(one, self.ops.NAME) for one in self.modules() if isinstance(one, Linears)]
+        return [_fused(one, self.ops.NAME) for one in self.modules() if isinstance(one, Linears)]
 
 
-def _held(one: Linears, name: str) -> Held:
+def _fused(one: Linears, name: str) -> Fused:
     if isinstance(one, FloatLinears):
         floats = one.weight.values
-        return Held(one.names, "torch.linear", False, (8 * floats.itemsize,), _bytes(one))
+        return Fused(one.names, "torch.linear", False, (8 * floats.itemsize,), _bytes(one))
     bits = tuple(m.bits for m in one.modules() if isinstance(m, Weight))
     integer = isinstance(one, IntegerLinears)
     operator = f"{name}.linear" if integer else f"{name}.weight_only"
-    return Held(one.names, operator, integer, bits, _bytes(one))
+    return Fused(one.names, operator, integer, bits, _bytes(one))
 
 
 def _bytes(module: nn.Module) -> int:

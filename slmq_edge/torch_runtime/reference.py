@@ -15,8 +15,9 @@ from slmq_edge.scheme import Grid
 from slmq_edge.torch_runtime.ops import REFERENCE, Levels, Packed
 
 NAME = REFERENCE
-# cuBLAS takes int8 matrices of more than 16 rows, and sizes that are multiples of 8.
-FEWEST_ROWS, MULTIPLE = 24, 8
+# torch lets cuBLAS multiply int8 from 17 rows on, where sizes are multiples of 8; with 17 rows some
+# releases of cuBLAS were wrong (pytorch issue 107671): rows are filled up with zeros.
+ROWS, MULTIPLE = 32, 8
 # Rows of a weight whose values are made at a time: all but a vocabulary's.
 MOST_ROWS = 16384
 
@@ -106,14 +107,18 @@ def levels(stored: Tensor, weight: Packed) -> Tensor:
 
 def products(x: Tensor, w: Tensor) -> Tensor:
     """Exact int8 [rows, in] times int8 [out, in] transposed: int32 [rows, out]."""
-    if x.device.type == "cpu" and not _cpu_is_exact():
-        return integer_matmul(x.to(torch.float32), w.to(torch.float32)).to(torch.int32)
-    if x.device.type == "cpu":
+    if x.device.type != "cpu":
+        return _filled_up(x, w)
+    if _cpu_is_exact():
         return torch._int_mm(x, w.mT)
-    rows, out = len(x), len(w)
-    x = _padded(x, max(0, FEWEST_ROWS - rows), -x.shape[1] % MULTIPLE)
-    w = _padded(w, -out % MULTIPLE, -w.shape[1] % MULTIPLE)
-    return torch._int_mm(x, w.mT)[:rows, :out]
+    return integer_matmul(x.to(torch.float32), w.to(torch.float32)).to(torch.int32)
+
+
+def _filled_up(x: Tensor, w: Tensor) -> Tensor:
+    """As `products`, in sizes that cuBLAS takes."""
+    filled = _padded(x, -len(x) % ROWS, -x.shape[1] % MULTIPLE)
+    other = _padded(w, -len(w) % MULTIPLE, -w.shape[1] % MULTIPLE)
+    return torch._int_mm(filled, other.mT)[: len(x), : len(w)]
 
 
 def _sums(x: Levels, integers: Tensor, weight: Packed, p: int, begin: int, end: int) -> Tensor:
