@@ -98,5 +98,6 @@ def largest(run: Run, kind: str) -> int | None:
 def _cost(row: Cost) -> Iterator[tuple[str, Any]]:
     yield from {"model": row.group.model, "method": row.method, "scheme": row.scheme}.items()
     yield from dataclasses.asdict(row.group).items()
-    for name in ("seconds", "stages", "memory_bytes", "calibration_tokens", "score", "reason"):
+    told = ("seconds", "stages", "memory_bytes", "peaks", "energy_joules", "energy_of")
+    for name in (*told, "calibration_tokens", "score", "reason"):
         yield name, getattr(row, name)
