@@ -15,14 +15,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from slmq_edge import decoder
+
 GPU = torch.device("cuda", 0)
 
 
 @contextlib.contextmanager
 def gpu() -> Iterator[FakeTensorMode]:
     """Within it, tensors made on `GPU` are fake; real ones are not let in."""
-    with FakeTensorMode() as mode, _Bindings():
-        yield mode
+    decoder._rotary_table.cache_clear()
+    try:
+        with FakeTensorMode() as mode, _Bindings():
+            yield mode
+    finally:
+        decoder._rotary_table.cache_clear()  # fake ones, which nobody else may have
 
 
 @contextlib.contextmanager
