@@ -130,6 +130,9 @@ def main(
             "rows": [asdict(row) for row in found],
         }
         output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    wrong = [f"{row.operator} {row.form}, {row.rows} rows" for row in found if row.equal is False]
+    if wrong:
+        raise SlmqError(f"integer products differ from the reference's: {'; '.join(wrong)}")
 
 
 def chosen(device: torch.device) -> Ops:

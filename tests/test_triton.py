@@ -1,6 +1,6 @@
 """GPU kernels where there is no GPU: interpreted against plain torch, and compiled for two kinds.
 
-Numbers come from the interpreter (interpreted_triton.py, in a process of its own); of what the
+Numbers come from the interpreter (interpreted_triton*.py, in a process of their own); of what the
 compiler makes, the instructions that decide about numbers are looked at.
 """
 
@@ -29,7 +29,7 @@ from tests.compiled_triton import MOST_SHARED, Compiled, compiling  # noqa: E402
 
 F16, F32 = torch.float16, torch.float32
 ROOT = Path(__file__).parent.parent
-HERE = Path(__file__).parent / "interpreted_triton.py"
+INTERPRETED = sorted(Path(__file__).parent.glob("interpreted_triton*.py"))
 # hidden, ffn, heads, heads of keys and values, vocabulary
 SMOLLM, QWEN = (576, 1536, 9, 3, 49152), (896, 4864, 14, 2, 151936)
 # Divisions, roots and inverses that are not IEEE's.
@@ -46,9 +46,10 @@ def kernels_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def interpreted(examples: int, marked: str) -> None:
-    """Run what is in interpreted_triton.py and so marked, with so many examples of a property."""
+    """Run what is in interpreted_triton*.py and so marked, with so many examples of a property."""
+    files = map(str, INTERPRETED)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, str(HERE)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, *files],
         env={
             **os.environ, "TRITON_INTERPRET": "1", "SLMQ_EDGE_TRITON_EXAMPLES": str(examples),
             "OMP_NUM_THREADS": "1", "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",

@@ -26,16 +26,26 @@ def test_tiles_of_few_rows(rows: int, out: int, words: int) -> None:
 
 @given(rows=st.integers(1, 4096), out=sizes, group=st.sampled_from([32, 64, 128, 24, 576, 4864]))
 def test_tiles_of_many_rows(rows: int, out: int, group: int) -> None:
-    tile = blocks.gemm(rows, out, group)
-    assert 32 <= tile.inner <= 128
-    assert tile.rows <= max(16, 2 * rows)
-    whole = blocks.gemm(rows, out, group, most=32 * 32)
-    assert whole.rows * whole.out <= 32 * 32
+    for floats, plain in (
+        (None, True),
+        (None, False),
+        (torch.float16, False),
+        (torch.float32, False),
+    ):
+        held = blocks.held(floats, plain)
+        tile = blocks.gemm(rows, out, group, held)
+        assert 32 <= tile.inner <= held.inner
+        assert tile.rows <= max(16, 2 * rows)
+        assert tile.rows * tile.out <= held.sums
 
 
-def test_sums_of_floats_stay_in_registers() -> None:
-    assert blocks.most_held(torch.float32, plain=True) == 32 * 32
-    assert blocks.most_held(None, plain=True) > blocks.most_held(None, plain=False)
+def test_a_prompt_fills_the_multiprocessors() -> None:
+    """Where the layer is large enough for it, by tiles that are as large as that allows."""
+    plain = blocks.held(None, plain=True)
+    assert blocks.gemm(1024, 9728, 896, plain) == blocks.Tile(128, 128, 128, 8, 3)
+    small = blocks.gemm(128, 576, 576, plain)
+    assert -(-128 // small.rows) * (576 // small.out) >= blocks.FEWEST_PROGRAMS
+    assert blocks.gemm(5, 576, 576, plain).rows == 16
 
 
 def test_rooms_are_read_by_one_program_or_by_several() -> None:

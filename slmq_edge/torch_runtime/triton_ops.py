@@ -94,8 +94,8 @@ def linear(x: Levels, weight: Packed, bias: Tensor | None, floats: torch.dtype) 
         )  # fmt: skip
         return y
     group = min(group, width)
-    most = blocks.most_held(None, plain=weight.bits == 8 and groups == 1)
-    tile = blocks.gemm(count, weight.rows, group, most)
+    held = blocks.held(None, plain=weight.bits == 8 and groups == 1)
+    tile = blocks.gemm(count, weight.rows, group, held)
     launching.launch(
         integer_gemm, _tiles(count, weight, tile), *arguments,
         BITS=weight.bits, WIDTH=width, GROUP=group, GROUPS=groups, **flags, **_settings(tile),
@@ -124,7 +124,7 @@ def weight_only(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
             ROWS=tile.rows, OUT=tile.out, CHUNK=tile.inner, num_warps=tile.warps,
         )  # fmt: skip
         return y
-    tile = blocks.gemm(count, weight.rows, group, blocks.most_held(x.dtype, plain=False))
+    tile = blocks.gemm(count, weight.rows, group, blocks.held(x.dtype, plain=False))
     launching.launch(
         float_gemm, _tiles(count, weight, tile), *arguments, **shape, **_settings(tile)
     )

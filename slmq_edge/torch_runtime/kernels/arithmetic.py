@@ -64,7 +64,7 @@ def steps(low, high, GRID: tl.constexpr):
             high = tl.maximum(high, 0.0)
         else:
             absmax = tl.maximum(tl.abs(low), tl.abs(high))
-            narrow = absmax * spaces > LARGEST_ZERO * (high - low)
+            narrow = absmax * spaces > (high - low) * LARGEST_ZERO
             low = tl.where(narrow, tl.minimum(low, 0.0), low)
             high = tl.where(narrow, tl.maximum(high, 0.0), high)
         scale = tl.div_rn(tl.maximum(high - low, SMALLEST_RANGE), spaces)

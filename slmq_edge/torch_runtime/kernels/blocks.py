@@ -32,6 +32,14 @@ class Tile:
     stages: int = 1
 
 
+@dataclass(frozen=True)
+class Held:
+    """What the registers of a program hold at most: sums, and how deep its operands are."""
+
+    sums: int
+    inner: int
+
+
 # Rows, out, warps, stages; largest first.
 GEMM_TILES = (
     (128, 128, 8, 3),
@@ -72,19 +80,19 @@ def float_gemv(rows: int, bytes_a_row: int, group_bytes: int) -> Tile:
     return Tile(taken, each, min(max(power_of_two(bytes_a_row), group_bytes), most), warps=4)
 
 
-def gemm(rows: int, out: int, group: int, most: int = 128 * 128) -> Tile:
+def gemm(rows: int, out: int, group: int, held: Held) -> Tile:
     """The largest tile that leaves no multiprocessor idle, or else the smallest.
 
-    group: inputs that share a scale. most: rows times columns of a tile. Inner: columns of both.
+    group: inputs that share a scale. Inner: columns of both.
     """
     fitting = [
         tile
         for tile in GEMM_TILES
-        if tile[0] <= max(16, power_of_two(rows)) and tile[0] * tile[1] <= most
+        if tile[0] <= max(16, power_of_two(rows)) and tile[0] * tile[1] <= held.sums
     ]
     filling = (t for t in fitting if -(-rows // t[0]) * -(-out // t[1]) >= FEWEST_PROGRAMS)
     high, wide, warps, stages = next(filling, fitting[-1])
-    return Tile(high, wide, min(max(32, power_of_two(group)), 128), warps, stages)
+    return Tile(high, wide, min(max(32, power_of_two(group)), held.inner), warps, stages)
 
 
 def row_warps(size: int) -> int:
@@ -102,11 +110,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def most_held(floats: torch.dtype | None, plain: bool) -> int:
-    """Rows times columns of a tile at most, so that sums stay in registers.
+def held(floats: torch.dtype | None, plain: bool) -> Held:
+    """For products of ``floats``; of integers where ``None``.
 
-    floats: of the products; ``None``: integers. plain: levels of 8 bits with one scale a row.
+    plain: levels of 8 bits with one scale a row.
     """
-    if floats == torch.float32:  # no matrix units take it
-        return 32 * 32
-    return 128 * 128 if floats is None and plain else 64 * 64
+    if floats == torch.float32:  # no matrix units take it: both operands lie in registers
+        return Held(32 * 32, 32)
+    return Held(128 * 128 if floats is None and plain else 64 * 64, 128)
