@@ -21,7 +21,9 @@ SCORED_PHASES = ("prefill", "decode")
 PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a snapshot
 ON_GPU = "gpu_"  # a kind with this in its name is of a GPU's memory
 PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
+REST = "rest"  # of a device's memory, which not every device tells
 UNLIKE = "unlike kinds are never compared"
+UNLIKE_PARTS = "two runtimes that tell of other parts of a device's memory"
 TORCH_PEAK = "torch_peak_allocated"  # of tensors on a GPU: what the paper prints
 DEVICE = "device memory"  # scored where both sides have some: the model is there
 RATES = ("tokens/s", "tokens/J")  # more is better; of all else, less
@@ -94,7 +96,12 @@ def peak(baseline: Side, candidate: Side) -> tuple[Quantity, str | None]:
     sides = baseline, candidate
     if kind == DEVICE:
         # A board that shares its memory tells no rest.
-        parts = set.intersection(*(set(run.device_memory or {}) for s in sides for run in s.runs))
+        found = [set(run.device_memory or {}) for one in sides for run in one.runs]
+        parts = set.intersection(*found)
+        if set.union(*found) - parts - {REST}:
+            # They call what they hold by other names: what both tell is not the whole.
+            unlike = f"{UNLIKE_PARTS}: {UNLIKE}"
+            return Quantity(MEMORY, DEVICE, "B", None, None, reason=unlike), None
         before, after = (one.sample(lambda run: [_parts_bytes(run, parts)]) for one in sides)
         told = f"largest {DEVICE}, all parts that both tell of"
         return Quantity(MEMORY, DEVICE, "B", before, after, across=across), told
