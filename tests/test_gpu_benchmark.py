@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import gpu
@@ -175,6 +175,7 @@ ANY_STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ANY_STEPS, st.floats(20, 300))
 def test_lanes_hold_one_step_each_and_what_is_measured_is_alone(
     drawn: list[tuple[str, float, bool, int]], seconds: float
@@ -299,6 +300,8 @@ def test_rows_hold_gains_and_losses_against_float16_on_the_same_gpu(tmp_path: Pa
         2,
     )
     text = table.markdown(document)
+    assert "a TOY" in text
+    assert "paper" not in text
     assert "| SmolLM-135M smoothquant w8a8 |" in text
     assert "| 500 | 0.50 [0.50, 0.50] |" in text
 
@@ -317,6 +320,10 @@ def test_the_papers_tables_stand_beside_with_what_differs(tmp_path: Path) -> Non
     assert rows["omniquant", "w8a8"]["ours"] is None
     assert beside["differs"][0] == "the GPU is NVIDIA A800 80GB PCIe, as the paper's is an A800"
     assert "this one NVIDIA H200" in paper.differs({"gpu": {"gpu": {"name": "NVIDIA H200"}}})[0]
+    document = gpu.with_figures(recorded(tmp_path, *runs))
+    text = table.markdown({**document, "same": {**SAME, "toy": False}})
+    assert "| SmolLM-135M none fp16 | 400 | 264.5 |" in text
+    assert "* the GPU is NVIDIA A800 80GB PCIe" in text
     assert "none was seen" in paper.differs({"gpu": {"gpu": {"name": None}}})[0]
 
 
@@ -329,9 +336,9 @@ def test_what_comes_home_is_read_by_the_verbs(tmp_path: Path) -> None:
 
 
 def test_a_call_without_a_gpu_is_refused_in_a_line(tmp_path: Path) -> None:
-    settings = Settings(shared("."))
+    asked = Settings(shared("."))
     with pytest.raises(SlmqError, match="torch sees no CUDA device here"):
-        gpu.call(settings, steps.steps(settings), tmp_path / "out", tmp_path / "work", 60)
+        gpu.call(asked, steps.steps(asked), tmp_path / "out", tmp_path / "work", 60)
     assert not (tmp_path / "out" / "results.json").exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.on_gpu.record import unpack
+from benchmarks.on_gpu.steps import SMOLLM
 from slmq_edge.compare import Row as Compared
 from slmq_edge.quantities import TORCH_PEAK
 from slmq_edge.results import Run
@@ -34,8 +35,10 @@ def studied(document: Mapping[str, Any]) -> Document | None:
 
 
 def rows(found: Document) -> list[dict[str, Any]]:
-    """One for every artifact that was timed, as JSON, in the order of the study."""
-    return [_row(one, found) for one in found.inference.rows]
+    """One for every artifact that was timed, as JSON: by model, its baseline first, then W8A8."""
+    told = [_row(one, found) for one in found.inference.rows]
+    by = {"fp16": 0, "fp32": 0, "w8a8": 1}
+    return sorted(told, key=lambda row: (row["model"] != SMOLLM, by.get(row["scheme"], 2)))
 
 
 def costs(found: Document) -> list[dict[str, Any]]:
@@ -96,8 +99,6 @@ def largest(run: Run, kind: str) -> int | None:
 
 
 def _cost(row: Cost) -> Iterator[tuple[str, Any]]:
-    yield from {"model": row.group.model, "method": row.method, "scheme": row.scheme}.items()
-    yield from dataclasses.asdict(row.group).items()
-    told = ("seconds", "stages", "memory_bytes", "peaks", "energy_joules", "energy_of")
-    for name in (*told, "calibration_tokens", "score", "reason"):
-        yield name, getattr(row, name)
+    found = dataclasses.asdict(row)
+    yield from found.pop("group").items()
+    yield from found.items()

@@ -22,7 +22,8 @@ TABLE3 = (
 def markdown(document: Mapping[str, Any]) -> str:
     """What was measured, the paper's tables beside it, what differs, and what was not done."""
     parts = [_head(document), _speeds(document.get("rows", ()))]
-    beside = document.get("beside_the_paper") or {}
+    is_toy = document["same"].get("toy")  # whose figures stand beside nobody's
+    beside = {} if is_toy else document.get("beside_the_paper") or {}
     parts += [_table3(beside.get("table3", ())), _table4(beside.get("table4", ()))]
     parts.append("\n".join(f"* {line}." for line in beside.get("differs", ())))
     parts.append(_undone(document["steps"]))
