@@ -11,9 +11,12 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.utils import counters
 
-from slmq_edge.quantization import compiling, omniquant
+from slmq_edge.errors import UsageError
+from slmq_edge.quantization import COMPILED, METHODS, compiling, omniquant
 from slmq_edge.quantization.compiling import Compiled
 from slmq_edge.quantization.fitting import Block, Learnable, Pace, block_error, learn
+from slmq_edge.quantize import Request, plan
+from slmq_edge.scheme import scheme
 from tests.decoders import random_qwen2
 from tests.test_omniquant import block_for, ignore, start_for, task_for
 
@@ -64,7 +67,7 @@ def test_without_a_compiler_steps_run_as_they_are(monkeypatch: pytest.MonkeyPatc
     def compile_(function: Callable[..., torch.Tensor], **how: object) -> object:
         def fails_late(this: Block, learnable: Learnable, *parts: torch.Tensor) -> torch.Tensor:
             loss = function(this, learnable, *parts)
-            next(iter(learnable.scales.values())).register_hook(refuse)
+            next(iter(learnable.scales.values())).register_hook(refuse)  # type: ignore[no-untyped-call]
             return loss
 
         return fails_late
@@ -114,3 +117,11 @@ def test_a_task_says_whether_its_steps_are_compiled(monkeypatch: pytest.MonkeyPa
         task = dataclasses.replace(task_for(model, epochs=1), compiles=compiles)
         omniquant.prepare(model, task)
     assert made == [block_error]
+
+
+def test_only_a_method_with_such_a_step_is_asked_for_it() -> None:
+    w4a8 = scheme("w4a8")
+    assert plan("demo-llama", Request(w4a8, "omniquant", compiles=True)).request.compiles
+    for name in set(METHODS) - set(COMPILED):
+        with pytest.raises(UsageError, match=f"--compile: {name} has no step that is compiled"):
+            plan("demo-llama", Request(w4a8, name, compiles=True))
