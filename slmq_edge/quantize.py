@@ -17,7 +17,7 @@ from slmq_edge.cost import Meter
 from slmq_edge.deviations import Run, deviations
 from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError
 from slmq_edge.presets import Preset
-from slmq_edge.quantization import Method, Progress, Task, method
+from slmq_edge.quantization import COMPILED, Method, Progress, Task, method
 from slmq_edge.recipe import Recipe
 from slmq_edge.runner.manifest import sha256
 from slmq_edge.scheme import Scheme, check_protected, require_weights, words_of
@@ -52,7 +52,7 @@ class Request:
     or as text. preset: of windows, length and settings that are not given, and ``upstream-exact``
     of what is rounded; the rest of the scheme is as it stands. revision: of a hub model.
     text_sha256: what the calibration text's must be. spill: folder for activations. fresh: forget
-    what an interrupted run has finished.
+    what an interrupted run has finished. compiles: let torch compile what is repeated often.
     """
 
     scheme: Scheme
@@ -67,6 +67,7 @@ class Request:
     text_sha256: str | None = None
     spill: Path | None = None
     fresh: bool = False
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     settings = settings_of(chosen.Settings, request.method, request.settings, preset.values(bits))
     if request.method != "none":
         require_weights(request.scheme, request.method)
+    if request.compiles and request.method not in COMPILED:
+        raise UsageError(
+            f"--compile: {request.method} has no step that is compiled "
+            f"({', '.join(COMPILED)} has): leave it out"
+        )
     device = checked(request.device)
     _check_spill(request.spill)
     calibrates = chosen.CALIBRATION is not None or request.scheme.is_static
@@ -186,7 +192,17 @@ def _metered(
         planned = _with_found(planned, calibration, tell)
     # Prepared is the model for the scheme as it is named; what is protected is another's rounding.
     named = dataclasses.replace(planned.request.scheme, protected=())
-    task = Task(named, planned.settings, calibration, report, tell, finished, planned.request.spill)
+    request = planned.request
+    task = Task(
+        named,
+        planned.settings,
+        calibration,
+        report,
+        tell,
+        finished,
+        request.spill,
+        request.compiles,
+    )
     try:
         made = _made(planned, task, tokenizer, shown)
     except BaseException as error:
@@ -197,6 +213,7 @@ def _metered(
         "calibration_sha256": None if planned.text is None else planned.text.sha256,
         "resumed_behind_block": done,
         "resumed_with": list(parts),
+        "compiled": request.compiles,
         "made_with": record.here(),
     }
     return dataclasses.replace(made, cost=cost, notes=tuple(notes))
@@ -407,6 +424,7 @@ def _finished_folder(planned: Plan) -> Finished:
         "calibration": None if planned.text is None else planned.text.sha256,
         "size": dataclasses.asdict(planned.size),
         "device": planned.device,
+        "compiles": request.compiles,
     }
     return Finished(planned.unfinished, identity)
 

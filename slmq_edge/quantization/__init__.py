@@ -37,6 +37,9 @@ METHODS: dict[str, str] = {
     "spinquant": "rotate the stream by learned rotations, so that no channel stands out",
 }
 
+# Those that have a step which ``Task.compiles`` compiles.
+COMPILED = ("omniquant",)
+
 # Called with the share of the work done, 0..1, and what is being done.
 Progress = Callable[[float, str], None]
 

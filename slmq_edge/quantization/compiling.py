@@ -32,8 +32,8 @@ class Compiled:
                 return by(self._fast)
             except _failures() as error:
                 self._fast = None
-                why = f"{type(error).__name__}: {error}".splitlines()[0]
-                self._note(f"--compile does not work here, steps run as they are: {why[:200]}")
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                self._note(f"--compile does not work here, steps run as they are: {why}")
         return by(self._plain)
 
 
