@@ -34,7 +34,15 @@ from tests.decoders import DECODERS, random_llama, random_qwen3, rounded, text_f
 from tests.test_simulation import FORMS as ODD_FORMS
 from tests.test_simulation import MODELS as ODD_MODELS
 from tests.test_simulation import made
-from tests.torch_models import BY_HEAD, FORMS, ROTATED, TRAINED, checkpoint, recorded
+from tests.torch_models import (
+    BY_HEAD,
+    FORMS,
+    ROTATED,
+    SMALLEST_FIRST,
+    TRAINED,
+    checkpoint,
+    recorded,
+)
 
 SAME = 1e-9  # nats: two ways to sum floats, and no rounding that went the other way
 CLOSE = 1e-5  # of the largest of a linear's inputs: two ways to sum floats
@@ -104,7 +112,7 @@ def assert_same(found: tuple[Tensor, Seen], expected: tuple[Tensor, Seen], of: C
 
 
 @pytest.mark.parametrize("form", [*FORMS, BY_HEAD])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", SMALLEST_FIRST)
 def test_a_model_computes_what_its_simulation_does(name: str, form: str) -> None:
     """In one go, in pieces, and token by token behind a prompt."""
     of, tokens = checkpoint(name, form), text_for(name, 2, 48)
@@ -144,7 +152,7 @@ def test_what_is_not_the_same_is_seen() -> None:
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in ("w4a16-g32", "fp32")])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", SMALLEST_FIRST)
 def test_every_linear_is_the_simulations_by_its_input(name: str, form: str) -> None:
     """Integers equal; products too, but where inputs in groups are multiplied as floats there."""
     of, tokens = checkpoint(name, form), text_for(name, 1, 24)
@@ -170,7 +178,7 @@ def test_every_linear_is_the_simulations_by_its_input(name: str, form: str) -> N
 
 
 @pytest.mark.parametrize("form", ["w8a8", "w4a8, int4 head", "w8a8, kv 8", ROTATED, "fp32"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", SMALLEST_FIRST)
 def test_in_float16_it_is_as_close_as_the_simulation_is_in_float16(name: str, form: str) -> None:
     """The limits of a bundle whose floats are float16, as `golden.record` finds them."""
     of, tokens = checkpoint(name, form), text_for(name, 16, 48)

@@ -24,7 +24,9 @@ from tests.decoders import text_for
 from tests.torch_models import ROTATED, checkpoint
 
 NAME = "stories260K"
-GREEDY_FORMS = ("w8a8", "w4a8, int4 head", "w8a8, kv 8", "static, asymmetric", ROTATED, "fp32")
+KEPT = "w8a8, kv 8"
+GREEDY_FORMS = ("w8a8", "w4a8, int4 head", KEPT, "static, asymmetric", ROTATED, "fp32")
+HEAVIER_FORMS = tuple(form for form in GREEDY_FORMS if form != KEPT)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,14 @@ def by_device(session: Session, tokens: Any, count: int) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [*((NAME, form) for form in GREEDY_FORMS), ("demo-llama", ROTATED), ("demo-qwen2", "w4a8")],
+    [
+        (NAME, KEPT),
+        ("demo-qwen2", "w4a8"),
+        *(
+            pytest.param(name, form, marks=pytest.mark.slow)
+            for name, form in (*((NAME, one) for one in HEAVIER_FORMS), ("demo-llama", ROTATED))
+        ),
+    ],
 )
 def test_the_runners_golden_check_passes(
     name: str, form: str, monkeypatch: pytest.MonkeyPatch
