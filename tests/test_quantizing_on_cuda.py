@@ -107,7 +107,10 @@ UNTIED = ("static, percentile", "gptq", "omniquant", "spinquant")
 
 @pytest.mark.parametrize(
     ("name", "make"),
-    [*((name, tiny_qwen2) for name in CASES), *((name, tiny_llama) for name in UNTIED)],
+    [
+        *((name, tiny_qwen2) for name in CASES),
+        *(pytest.param(name, tiny_llama, marks=pytest.mark.slow) for name in UNTIED),
+    ],
 )
 def test_more_text_crosses_no_more_often(
     name: str, make: Callable[[], Decoder], monkeypatch: pytest.MonkeyPatch
