@@ -54,6 +54,7 @@ def test_every_block_is_one_graph_to_a_compiler(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 def test_the_compiler_finds_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("g++") is None:
         pytest.skip("inductor needs a C++ compiler on a CPU: no g++ here")
