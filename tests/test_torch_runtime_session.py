@@ -260,6 +260,17 @@ def test_capturing_changes_nothing_and_runs_warm(monkeypatch: pytest.MonkeyPatch
         steps.run()
 
 
+def test_all_captures_share_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS takes memory for every stream that it meets, and keeps it."""
+    graphs.on_cpu(monkeypatch)
+    model = IntegerModel.of(checkpoint(NAME, "fp32"), torch.float32)
+    Steps(model, model.cache(1, 24)).capture()
+    before = graphs.Stream.made
+    for room in (32, 40):
+        Steps(model, model.cache(1, room)).capture()
+    assert graphs.Stream.made == before
+
+
 def test_the_stand_in_sees_what_a_capture_would_not_follow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
