@@ -8,7 +8,7 @@ A capture that fails is an error: timings of kernels launched one by one are of 
 
 from __future__ import annotations
 
-from functools import lru_cache
+import functools
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ class Steps:
             raise SlmqError(f"the cache is full: it has room for {self.kept.room} positions")
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def _apart(device: torch.device) -> torch.cuda.Stream:
     """Where steps warm up and are recorded, one stream for all of them.
 
