@@ -36,7 +36,7 @@ from slmq_edge.torch_runtime.ops import Ops, Packed
 
 FLOATS = torch.float16
 TOKENS = Grid(8, "token")
-# More than the 50 MB cache of an H100, or the 80 MB of an A800: of the smallest weight 1,214 copies.
+# More than the cache of an H100 (50 MB) or A800 (80 MB): of the smallest weight 1,100 copies.
 BEYOND_CACHE = 192 * 2**20
 WARM_UP, REPLAYS = 3, 20
 EPS = 1e-5
