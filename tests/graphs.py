@@ -38,7 +38,9 @@ class Graph:
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operator, keeps it in a graph, and in the end undoes what was written."""
 
-    def __init__(self, graph: Graph, capture_error_mode: str = "global") -> None:
+    def __init__(
+        self, graph: Graph, stream: object = None, capture_error_mode: str = "global"
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -67,6 +69,11 @@ READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.d
 
 
 class Stream:
+    made = 0
+
+    def __init__(self, device: object = None) -> None:
+        Stream.made += 1
+
     def wait_stream(self, other: object) -> None:
         """All of it is one stream."""
 
@@ -87,5 +94,6 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     monkeypatch.setattr(torch.cuda, "graph", Recording)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    usual = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: usual)
     return made

@@ -269,6 +269,8 @@ def test_a_device_that_is_not_there_is_refused(
         ("cpu", {"CUDA_VISIBLE_DEVICES": "3"}, {}),
         ("cuda:1", {}, {"CUDA_VISIBLE_DEVICES": "1"}),
         ("cuda:1", {"CUDA_VISIBLE_DEVICES": "2,5"}, {"CUDA_VISIBLE_DEVICES": "5"}),
+        ("cuda:1", {"CUDA_VISIBLE_DEVICES": "5"}, {}),  # to be refused, not another's
+        ("cuda:0", {"CUDA_VISIBLE_DEVICES": ""}, {}),
         ("cuda:0", {"CUDA_VISIBLE_DEVICES": "GPU-aa11"}, {"CUDA_VISIBLE_DEVICES": "GPU-aa11"}),
     ],
 )

@@ -179,7 +179,7 @@ def test_tokens_that_are_none_are_refused_before_a_gpu_sees_them() -> None:
     with pytest.raises(SlmqError, match="token 512 is none of a vocabulary of 512"):
         running.prefill(np.array([[1, 512]]))
     _, held = running.prefill(prompt(), 1)
-    with pytest.raises(SlmqError, match="vocabulary"):
+    with pytest.raises(SlmqError, match="token -1 is none"):
         running.step(np.array([[-1]]), held)
     with pytest.raises(ValueError, match="one token at a time"):
         running.step(np.array([[1, 2]]), held)
@@ -260,6 +260,17 @@ def test_capturing_changes_nothing_and_runs_warm(monkeypatch: pytest.MonkeyPatch
         steps.run()
 
 
+def test_all_captures_share_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS takes memory for every stream that it meets, and keeps it."""
+    graphs.on_cpu(monkeypatch)
+    model = IntegerModel.of(checkpoint(NAME, "fp32"), torch.float32)
+    Steps(model, model.cache(1, 24)).capture()
+    before = graphs.Stream.made
+    for room in (32, 40):
+        Steps(model, model.cache(1, room)).capture()
+    assert graphs.Stream.made == before
+
+
 def test_the_stand_in_sees_what_a_capture_would_not_follow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -304,6 +315,38 @@ def test_memory_that_a_gpu_has_not_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(running._model, "cache", full)
     with pytest.raises(SlmqError, match="does not hold a prompt of 20 tokens and room for 4 more"):
         running.prefill(prompt(), 1, 4)
+
+
+def test_a_pass_computes_logits_and_leaves_them_where_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running, kept, waits = opened("w8a8"), list[torch.Tensor](), list[object]()
+    logits = running._model.logits
+
+    def computed(hidden: torch.Tensor) -> torch.Tensor:
+        kept.append(logits(hidden))
+        return kept[-1]
+
+    monkeypatch.setattr(running._model, "logits", computed)
+    monkeypatch.setattr(running, "_on_gpu", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    assert (running.forward(prompt()), running.forward(prompt(), 3)) == (20, 3)
+    assert waits == 2 * [running._model.device]  # the pass is timed, not its launches
+    assert [found.shape for found in kept] == [(1, 20, 512), (1, 3, 512)]
+    whole, _ = running.prefill(prompt())
+    assert np.array_equal(kept[0].numpy(), whole)
+
+
+def test_logits_that_a_gpu_has_no_memory_for_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = opened("w8a8")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(running._model, "logits", full)
+    for ask in (running.prefill, lambda t: running.first(t, 4), lambda t: [*running.logits(t, 5)]):
+        with pytest.raises(SlmqError, match="the GPU's memory does not hold a prompt's logits"):
+            ask(prompt())
 
 
 def test_a_session_is_on_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

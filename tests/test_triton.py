@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slmq_edge.errors import SlmqError
 from slmq_edge.scheme import OPERANDS_8, Grid
 from slmq_edge.torch_runtime import cache
 from slmq_edge.torch_runtime.kernels import blocks
@@ -24,7 +25,10 @@ from tests import decoders
 
 triton = pytest.importorskip("triton", reason="triton is not installed: there are wheels for Linux")
 
+from triton.runtime.errors import OutOfResources  # noqa: E402
+
 from slmq_edge.torch_runtime import triton_ops  # noqa: E402  imports triton
+from slmq_edge.torch_runtime.kernels import launching  # noqa: E402  imports triton
 from tests.compiled_triton import MOST_SHARED, Compiled, compiling  # noqa: E402  imports triton
 
 F16, F32 = torch.float16, torch.float32
@@ -57,6 +61,29 @@ def interpreted(examples: int, marked: str) -> None:
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (subprocess.CalledProcessError(1, ["gcc", "main.c"]), "gcc.*exit status 1"),
+        (OutOfResources(200_000, 101_376, "shared memory"), "out of resource: shared memory"),
+        (RuntimeError("Failed to find\nC compiler"), "Failed to find C compiler"),
+    ],
+)
+def test_what_triton_cannot_run_is_one_line(error: Exception, said: str) -> None:
+    class Kernel:
+        __name__ = "integer_gemv"
+
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            def run(*arguments: object, **settings: object) -> None:
+                raise error
+
+            return run
+
+    with pytest.raises(SlmqError, match=rf"cannot run integer_gemv .*{said}.*python3-dev") as seen:
+        launching.launch(Kernel(), (1,), torch.zeros(1))
+    assert "\n" not in str(seen.value)
 
 
 def test_kernels_compute_what_plain_torch_does() -> None:

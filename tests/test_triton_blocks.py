@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slmq_edge.torch_runtime import probe
 from slmq_edge.torch_runtime.kernels import blocks
 
 sizes = st.integers(1, 200_000)
@@ -46,6 +47,14 @@ def test_a_prompt_fills_the_multiprocessors() -> None:
     small = blocks.gemm(128, 576, 576, plain)
     assert -(-128 // small.rows) * (576 // small.out) >= blocks.FEWEST_PROGRAMS
     assert blocks.gemm(5, 576, 576, plain).rows == 16
+
+
+def test_integers_are_probed_in_the_tiles_that_prompts_take() -> None:
+    """Those of 64 rows and more are other instructions on an H100 than those of 16 and 32."""
+    for plain, large in ((True, {(128, 128), (64, 128)}), (False, {(64, 64)})):
+        held = blocks.held(None, plain)
+        tiles = [blocks.gemm(*size, 896, held) for size in probe.SIZES_ON_GPU]
+        assert {(tile.rows, tile.out) for tile in tiles} == large
 
 
 def test_rooms_are_read_by_one_program_or_by_several() -> None:

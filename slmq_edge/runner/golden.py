@@ -62,6 +62,9 @@ class Decoder(Protocol):
     def next(self, token: Any, cache: Any) -> tuple[Any, Any]:
         """See `runner.greedy.Greedy`."""
 
+    def forward(self, tokens: Any, keep: int | None = None) -> int:
+        """See `runner.greedy.Greedy`."""
+
 
 class Limits(NamedTuple):
     kl_limit: float

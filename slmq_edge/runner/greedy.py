@@ -20,7 +20,7 @@ class Steps(Protocol):
 
 
 class Greedy:
-    """The default of ``first`` and ``next``, for sessions to inherit."""
+    """The default of what is timed, for sessions to inherit."""
 
     def first(self: Steps, tokens: Any, room: int) -> tuple[Any, Any]:
         """Read a prompt, int64 [batch, length], behind which ``room`` steps follow.
@@ -30,6 +30,15 @@ class Greedy:
         """
         logits, cache = self.prefill(tokens, 1, room)
         return _most_likely(logits), cache
+
+    def forward(self: Steps, tokens: Any, keep: int | None = None) -> int:
+        """One pass over a prompt, int64 [batch, length], behind which nothing follows.
+
+        Returns:
+            How many positions have logits, once they are there: ``keep``, or all.
+        """
+        logits, _ = self.prefill(tokens, keep)
+        return int(logits.shape[1])
 
     def next(self: Steps, token: Any, cache: Any) -> tuple[Any, Any]:
         """Read one more token, int64 [batch, 1]; return the one that follows, and the cache."""

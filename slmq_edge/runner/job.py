@@ -222,6 +222,8 @@ def measure_job(job: Job, echo: Echo) -> None:
                 )
             if metered:
                 seconds, left = job.power_seconds, todo.windows
+                if left and not todo.repetitions:  # what windows repeat has not run here yet
+                    session.first(prompt.reshape(1, -1), asked.new_tokens)
                 for window in windows.of_work(session, prompt, asked, profile, seconds, left):
                     log.append({"event": "power", **window._asdict()})
             log.append(

@@ -1,7 +1,7 @@
 """torch as a runtime: whether it is here, which device it takes, and what that is.
 
 What runs a bundle for torch is `slmq_edge.torch_runtime`, which is no part of what is sent to
-boards. Nothing here makes a CUDA context: a checking process leaves no memory taken on a GPU.
+boards. Asking which device there is makes no CUDA context.
 """
 
 from __future__ import annotations
@@ -92,13 +92,15 @@ def described(device: str, torch: Any) -> dict[str, Any]:
 def visible(device: str | None, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables by which a process sees that GPU alone, as its first: memory and power are of it.
 
-    Empty where it is the first already, or none.
+    Empty where it is the first already, or none, or hidden from this process: see `chosen`.
     """
     _, colon, index = (device or "").partition(":")
     if not colon:
         return {}
-    listed = [one for one in environment.get(VISIBLE, "").split(",") if one]
-    return {VISIBLE: listed[int(index)] if int(index) < len(listed) else index}
+    if VISIBLE not in environment:
+        return {VISIBLE: index}
+    listed = [one.strip() for one in environment[VISIBLE].split(",") if one.strip()]
+    return {VISIBLE: listed[int(index)]} if int(index) < len(listed) else {}
 
 
 class Torch:

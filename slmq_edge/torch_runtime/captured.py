@@ -8,6 +8,8 @@ A capture that fails is an error: timings of kernels launched one by one are of 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -45,9 +47,14 @@ class Steps:
         """
         length = self.kept.length
         self._check()
+        device = self.token.device
+        stream, usual = _apart(device), torch.cuda.current_stream(device)
         try:
-            self._warm_up(length)
-            self._graph = self._recorded()
+            with torch.cuda.stream(stream):  # which makes its device the current one
+                stream.wait_stream(usual)
+                self._warm_up(length)
+                self._graph = self._recorded(stream)
+            usual.wait_stream(stream)
         except RuntimeError as error:  # torch's own, and those of CUDA
             reason = " ".join(str(error).split())
             raise SlmqError(
@@ -75,25 +82,30 @@ class Steps:
         self.token.copy_(self.logits[:, -1].argmax(dim=-1, keepdim=True))
 
     def _warm_up(self, length: int) -> None:
-        """On a stream of its own, as capturing asks for; each time from the same position."""
+        """Each time from the same position."""
         token = self.token.clone()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                self.kept.position.fill_(length)
-                self._step()
-            self.token.copy_(token)
+        for _ in range(WARMUPS):
             self.kept.position.fill_(length)
-        torch.cuda.current_stream().wait_stream(stream)
+            self._step()
+        self.token.copy_(token)
+        self.kept.position.fill_(length)
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
+    def _recorded(self, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # Other threads may ask CUDA for memory meanwhile: those that watch this run.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._step()
         return graph
 
     def _check(self) -> None:
         if self.kept.length >= self.kept.room:
             raise SlmqError(f"the cache is full: it has room for {self.kept.room} positions")
+
+
+@functools.cache
+def _apart(device: torch.device) -> torch.cuda.Stream:
+    """Where steps warm up and are recorded, one stream for all of them.
+
+    cuBLAS keeps a workspace for every stream that it has met, on an H100 of 32 MiB.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -21,8 +21,10 @@ from slmq_edge.scheme import Grid, Scheme
 from slmq_edge.torch_runtime import files, ops, packing
 from slmq_edge.torch_runtime.ops import Levels, Ops
 
-ROWS = (1, 7, 40)  # decoding and prefill take different kernels
-OUTPUTS = 72
+# Rows, outputs: decoding and prefill take different kernels.
+SIZES = ((1, 72), (7, 72), (40, 72))
+# Prompts by large layers take tiles of 64 rows and more, which an H100 multiplies by `wgmma`.
+SIZES_ON_GPU = ((128, 12800), (64, 12800))
 ONE_SIGN = 1024  # inputs whose products may all have one sign: 128 * 127 * 1024 < 2^24
 SEED = 20
 
@@ -58,7 +60,7 @@ def largest_error(chosen: Ops, weights: Grid, reads: Grid, widest: int, device: 
     """
     grid = dataclasses.replace(weights, symmetric=True)
     found = 0.0
-    for x, w in _operands(grid, widest):
+    for x, w in _operands(grid, widest, torch.device(device).type != "cpu"):
         integers = IntegerWeight(w, torch.ones(len(w), grid.groups(w.shape[1])), None, grid)
         packed = packing.packed([integers])
         moved = dataclasses.replace(
@@ -67,12 +69,12 @@ def largest_error(chosen: Ops, weights: Grid, reads: Grid, widest: int, device: 
         groups = reads.groups(x.shape[1])
         levels = Levels(x.to(device), torch.ones(len(x), groups, device=device), None, reads.group)
         sums = chosen.linear(levels, moved, None, torch.float32).cpu().to(torch.float64)
-        expected = x.to(torch.int64) @ w.to(torch.int64).mT
+        expected = x.to(torch.float64) @ w.to(torch.float64).mT  # sums are far below 2^53
         found = max(found, (sums - expected).abs().max().item())
     return int(-(-found // 1))
 
 
-def _operands(grid: Grid, widest: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _operands(grid: Grid, widest: int, on_gpu: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Levels int8 [rows, in] and [out, in]: of one sign in narrow rows, of any in wide ones."""
     generator = torch.Generator().manual_seed(SEED)
     ends, own = torch.tensor([-128, 127]), torch.tensor([-grid.top, grid.top])
@@ -81,7 +83,9 @@ def _operands(grid: Grid, widest: int) -> Iterator[tuple[Tensor, Tensor]]:
         return values[torch.randint(0, 2, size, generator=generator)].to(torch.int8)
 
     narrow = min(widest, ONE_SIGN)
-    for rows in ROWS:
-        x, w = (drawn(values, count, 1) for values, count in ((ends, rows), (own, OUTPUTS)))
+    for rows, outputs in SIZES:
+        x, w = (drawn(values, count, 1) for values, count in ((ends, rows), (own, outputs)))
         yield x.expand(-1, narrow).contiguous(), w.expand(-1, narrow).contiguous()
-        yield drawn(ends, rows, widest), drawn(own, OUTPUTS, widest)
+        yield drawn(ends, rows, widest), drawn(own, outputs, widest)
+    for rows, outputs in SIZES_ON_GPU if on_gpu else ():
+        yield drawn(ends, rows, narrow), drawn(own, outputs, narrow)

@@ -131,8 +131,9 @@ def products(x: Tensor, w: Tensor) -> Tensor:
 
 def _filled_up(x: Tensor, w: Tensor) -> Tensor:
     """As `products`, in sizes that cuBLAS takes."""
-    filled = _padded(x, -len(x) % ROWS, -x.shape[1] % MULTIPLE)
-    other = _padded(w, -len(w) % MULTIPLE, -w.shape[1] % MULTIPLE)
+    # A group's columns are a stretch of rows, which need not begin where cuBLAS can read them.
+    filled = _padded(x, -len(x) % ROWS, -x.shape[1] % MULTIPLE).contiguous()
+    other = _padded(w, -len(w) % MULTIPLE, -w.shape[1] % MULTIPLE).contiguous()
     return torch._int_mm(filled, other.mT)[: len(x), : len(w)]
 
 

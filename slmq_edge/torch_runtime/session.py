@@ -119,8 +119,22 @@ class Session:
         """
         hidden, past = self._read(tokens, room, None)
         steps = self._at(past)
-        steps.token.copy_(self._model.logits(hidden[:, -1:])[:, -1].argmax(-1, keepdim=True))
+        with _memory_for("a prompt's logits"):
+            steps.token.copy_(self._model.logits(hidden[:, -1:])[:, -1].argmax(-1, keepdim=True))
         return self._chosen(steps), past
+
+    def forward(self, tokens: Any, keep: int | None = None) -> int:
+        """One pass over prompts, whose logits stay on the device: see `runner.greedy.Greedy`.
+
+        150,000 logits of 128 positions are 78 MB: sending them to the host takes longer than
+        computing them.
+        """
+        hidden, _ = self._read(tokens, 0, None)
+        with _memory_for("a prompt's logits"):
+            found = self._model.logits(hidden if keep is None else hidden[:, -keep:])
+        if self._on_gpu:
+            torch.cuda.synchronize(self._model.device)
+        return found.shape[1]
 
     def logits(self, tokens: Any, keep: int) -> Iterator[Any]:
         """Run whole texts, which nothing follows, beside the conversation.
@@ -132,8 +146,10 @@ class Session:
         Yields:
             Logits, float32 [batch, positions, vocab], ``keep`` positions in all.
         """
-        kept = self._model.cache(*tokens.shape)
-        yield from self._logits(self._model.read(self._checked(tokens), kept)[:, -keep:])
+        rows = self._checked(tokens)
+        with _memory_for("{} x {} tokens".format(*tokens.shape)):
+            hidden = self._model.read(rows, self._model.cache(*tokens.shape))
+        yield from self._logits(hidden[:, -keep:])
 
     def step(self, tokens: Any, past: Past) -> tuple[Any, Past]:
         """Run one more token: int64 [batch, 1] -> float32 [batch, 1, vocab] and the new cache."""
@@ -224,13 +240,16 @@ class Session:
         batch = hidden.shape[0]
         positions = max(1, MOST_LOGITS // (batch * self._model.anatomy.vocab))
         for part in torch.split(hidden, positions, dim=1):
-            yield self._model.logits(part).cpu().numpy()
+            with _memory_for("a prompt's logits"):
+                found = self._model.logits(part).cpu().numpy()
+            yield found
 
     def _checked(self, tokens: Any) -> Tensor:
         """On the device, where a token beyond the vocabulary would end the process's use of it."""
-        most, vocab = int(tokens.max()), self._model.anatomy.vocab
-        if most >= vocab or int(tokens.min()) < 0:
-            raise SlmqError(f"token {most} is none of a vocabulary of {vocab}")
+        least, most, vocab = int(tokens.min()), int(tokens.max()), self._model.anatomy.vocab
+        if least < 0 or most >= vocab:
+            wrong = least if least < 0 else most
+            raise SlmqError(f"token {wrong} is none of a vocabulary of {vocab}")
         return torch.from_numpy(np.ascontiguousarray(tokens, np.int64)).to(self._model.device)
 
 
