@@ -171,7 +171,7 @@ def evaluate(
         raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
     of_checkpoint = runtime == scorers.TORCH and is_checkpoint(Path(what))
     if of_checkpoint:
-        exported.check(Path(what), runtime, remote)
+        exported.check(Path(what), runtime, remote, torch_device)
     kind = runtime or scorers.runtime_of(what)
     path = output or Path(f"{Path(what).resolve().name}-{kind}-eval.json")
     check_output(path, force)
