@@ -68,8 +68,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="With torch: cpu, cuda or cuda:N. Default: of a model cpu, of a bundle a GPU "
-            "where torch has one.",
+            help="With torch or simulated: cpu, cuda or cuda:N. Default: cpu; of a bundle for "
+            "torch a GPU where there is one.",
         ),
     ] = None,
     revision: Annotated[
