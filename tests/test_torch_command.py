@@ -173,10 +173,18 @@ def test_an_evaluation_of_a_checkpoint_joins_its_bundles_runs(place: Path) -> No
         (("profile", "w8a8"), "is a checkpoint: --runtime torch runs it"),
         (("profile", "w8a8", "--runtime", "ort"), "is a checkpoint: --runtime torch runs it"),
         (("profile", "w8a8", "--runtime", "torch", "--device", "ssh://b"), "on this machine alone"),
+        (("profile", "w8a8", "--runtime", "torhc"), "did you mean torch?"),
+        (("profile", "w8a8", "--runtime", "torch", "-p", "9999"), "the context holds"),
+        (
+            ("profile", "w8a8", "--runtime", "torch", "--torch-device", "cuda:99"),
+            "device cuda:99: torch",
+        ),
+        (("eval", "w8a8", "--runtime", "torch", "--torch-device", "gpu"), "unknown torch device"),
         (("profile", "w4a8-torch", "--torch-device", "gpu"), "unknown torch device 'gpu'"),
         (("profile", "w4a8-torch", "--runtime", "ort"), "export the model again with --target ort"),
         (("profile", "w4a8-torch", "--device", "ssh://b.invalid"), "all of slmq-edge is installed"),
         (("eval", "w4a8-torch", "--runtime", "simulated", "-t", "builtin"), "torch runs it"),
+        (("eval", "w8a8", "-t", "builtin", "--torch-device", "cuda:9"), "cuda:9: torch sees"),
         (("lint", "w4a8-torch"), "not for TensorRT"),
         (("inspect", "w4a8-torch", "--run"), "is for torch"),
         (("build", "w4a8-torch"), "torch"),
@@ -191,6 +199,7 @@ def test_what_cannot_be_is_refused_in_a_line(
     assert isinstance(result.exception, SlmqError), result.output
     assert said in str(result.exception)
     assert "\n" not in str(result.exception)
+    assert [*tmp_path.iterdir()] == []  # nothing was made before it was refused
 
 
 def _place(place: Path, device: str | None = None) -> runtimes.Place:

@@ -68,8 +68,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="With torch: cpu, cuda or cuda:N. Default: of a model cpu, of a bundle a GPU "
-            "where torch has one.",
+            help="With torch or simulated: cpu, cuda or cuda:N. Default: cpu; of a bundle for "
+            "torch a GPU where there is one.",
         ),
     ] = None,
     revision: Annotated[
@@ -171,7 +171,7 @@ def evaluate(
         raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
     of_checkpoint = runtime == scorers.TORCH and is_checkpoint(Path(what))
     if of_checkpoint:
-        exported.check(Path(what), runtime, remote)
+        exported.check(Path(what), runtime, remote, torch_device)
     kind = runtime or scorers.runtime_of(what)
     path = output or Path(f"{Path(what).resolve().name}-{kind}-eval.json")
     check_output(path, force)

@@ -173,11 +173,11 @@ def profile(
     remote = any(one.transport != "local" for one in where)
     if engines is not None and not engines.is_absolute() and remote:
         raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
-    of_checkpoint = is_checkpoint(bundle)
-    if of_checkpoint:
-        exported.check(bundle, runtime, remote)
     if torch_device is not None:
         on_torch.check_name(torch_device)
+    of_checkpoint = is_checkpoint(bundle)
+    if of_checkpoint:
+        exported.check(bundle, runtime, remote, torch_device)
     stem = exported.place_of(bundle, Path()).name if of_checkpoint else bundle.absolute().name
     outputs = {
         one.name: output or Path(f"{stem}-{one.name}-run.json" if named else f"{stem}-run.json")
@@ -186,10 +186,13 @@ def profile(
     for path in outputs.values():
         check_output(path, force)
 
+    from slmq_edge.runner.measure import Workload
     from slmq_edge.tracks.inference import Options
     from slmq_edge.tracks.measuring import Asked, admit
 
     if of_checkpoint:
+        counts = prompt_tokens, new_tokens, repetitions, warmups
+        exported.check_workload(bundle, Workload(*counts, threads or 1, protocol))
         with bar("reading the checkpoint") as progress:
             (output_of_it,) = outputs.values()
             bundle = exported.bundle_of(bundle, output_of_it.parent, progress, making.note)

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from slmq_edge.errors import SlmqError, UsageError
+from slmq_edge.errors import SlmqError, UsageError, unknown
 from slmq_edge.files import CHECKPOINT_FILE
-from slmq_edge.runner import manifest
+from slmq_edge.runner import manifest, on_torch
 from slmq_edge.runner.manifest import TORCH
+from slmq_edge.runner.measure import Workload
+from slmq_edge.runner.measure import check_workload as check_workload_of_bundle
+from slmq_edge.runner.runtimes import FAMILIES
 
 Progress = Callable[[float, str], None]
 Say = Callable[[str], None]
@@ -24,12 +27,16 @@ def place_of(checkpoint: Path, beside: Path) -> Path:
     return beside / f"{checkpoint.absolute().name}-{TORCH}"
 
 
-def check(folder: Path, runtime: str | None, is_remote: bool) -> None:
-    """Refuse a checkpoint that cannot be run as it is.
+def check(
+    folder: Path, runtime: str | None, is_remote: bool, torch_device: str | None = None
+) -> None:
+    """Refuse a checkpoint that cannot be run as it is, before its bundle is made.
 
     Raises:
-        UsageError: says what runs it.
+        UsageError: says what runs it. MissingExtra, NotFound: torch, or that GPU, is not here.
     """
+    if runtime is not None and runtime not in FAMILIES:
+        raise UsageError(unknown("runtime", runtime, tuple(FAMILIES)))
     if runtime != TORCH:
         raise UsageError(
             f"{folder} is a checkpoint: --runtime {TORCH} runs it; for another runtime export it"
@@ -38,6 +45,20 @@ def check(folder: Path, runtime: str | None, is_remote: bool) -> None:
         raise UsageError(
             f"{folder} is a checkpoint, which runs on this machine alone: export it for a board"
         )
+    on_torch.chosen(torch_device, on_torch.module())
+
+
+def check_workload(folder: Path, workload: Workload) -> None:
+    """Refuse what cannot be measured on a checkpoint's bundle, before it is made.
+
+    Raises:
+        UsageError: see `measure.check_workload`. Damaged: the checkpoint describes no model.
+    """
+    from slmq_edge.checkpoint import described
+    from slmq_edge.exporters.lowering import context_length
+
+    shape, _ = described(folder)
+    check_workload_of_bundle(workload, {"context_length": context_length(shape)})
 
 
 def bundle_of(checkpoint: Path, beside: Path, progress: Progress, say: Say) -> Path:

@@ -24,11 +24,11 @@ class Asked:
     """What is to score, and how.
 
     what: a bundle, a checkpoint, or a model by folder, built-in name or hub id. machine: where a
-    bundle runs; None: here. dtype, revision: of a model. torch_device: of a model, by default its
-    CPU, or of a bundle for torch, see `runner.on_torch.chosen`. threads: of a bundle's
-    runtime, or of torch in this process; None: one for every core, or torch's own choice. engines,
-    allow_inexact: of a bundle, see ``bundled.Options``. folder: where journals are kept, so that a
-    call that was interrupted is gone on from; None: none are. told: of a runner's events.
+    bundle runs; None: here. dtype, revision: of a model. torch_device: of a model or a checkpoint,
+    by default the CPU, or of a bundle for torch, see `runner.on_torch.chosen`. threads: of a
+    bundle's runtime, or of torch in this process; None: one for every core, or torch's own choice.
+    engines, allow_inexact: of a bundle, see ``bundled.Options``. folder: where journals are kept,
+    so that a call that was interrupted is gone on from; None: none are. told: of a runner's events.
     """
 
     what: str
@@ -94,7 +94,8 @@ def _torch(asked: Asked, runtime: str | None) -> Scorer:
 
 def _simulated(asked: Asked, runtime: str | None) -> Scorer:
     _limit_threads(asked)
-    return inprocess.InProcess(inprocess.of_checkpoint(Path(asked.what)), asked.folder)
+    found = inprocess.of_checkpoint(Path(asked.what), asked.torch_device or "cpu")
+    return inprocess.InProcess(found, asked.folder)
 
 
 def _limit_threads(asked: Asked) -> None:
