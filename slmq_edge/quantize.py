@@ -424,7 +424,7 @@ def _finished_folder(planned: Plan) -> Finished:
         "calibration": None if planned.text is None else planned.text.sha256,
         "size": dataclasses.asdict(planned.size),
         "device": planned.device,
-        "compiles": request.compiles,
+        **({"compiles": True} if request.compiles else {}),
     }
     return Finished(planned.unfinished, identity)
 

@@ -184,6 +184,7 @@ def test_an_evaluation_of_a_checkpoint_joins_its_bundles_runs(place: Path) -> No
         (("profile", "w4a8-torch", "--runtime", "ort"), "export the model again with --target ort"),
         (("profile", "w4a8-torch", "--device", "ssh://b.invalid"), "all of slmq-edge is installed"),
         (("eval", "w4a8-torch", "--runtime", "simulated", "-t", "builtin"), "torch runs it"),
+        (("eval", "w4a8-torch", "--runtime", "ort"), "--runtime ort does not run"),
         (("eval", "w8a8", "-t", "builtin", "--torch-device", "cuda:9"), "cuda:9: torch sees"),
         (("lint", "w4a8-torch"), "not for TensorRT"),
         (("inspect", "w4a8-torch", "--run"), "is for torch"),
