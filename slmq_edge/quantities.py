@@ -160,9 +160,16 @@ def _forward(baseline: Side, candidate: Side) -> Iterator[Quantity]:
     logits = {str(run.environment.get(LOGITS)) for one in sides for run in one.runs}
     unlike = f"logits of {' against '.join(sorted(logits))} positions: {UNLIKE}"
     reason = unlike if None not in (before, after) and len(logits) > 1 else None
+    if None not in (before, after) and len({_stays_in_torch(one) for one in sides}) > 1:
+        reason = f"torch's end before logits are handed to the host, others' behind it: {UNLIKE}"
     name = f"forward pass, {baseline.run.workload.prompt_tokens} tokens"
     across = differences.across(baseline.run, candidate.run)
     yield Quantity("forward_rate", name, "tokens/s", before, after, across=across, reason=reason)
+
+
+def _stays_in_torch(one: Side) -> bool:
+    """Whether passes end where the logits were computed; see `runner.forward`."""
+    return any(run.environment.get("torch") is not None for run in one.runs)
 
 
 def _passes(one: Side) -> Sample | None:

@@ -403,6 +403,21 @@ def test_passes_with_other_logits_are_not_compared() -> None:
     assert "logits of 128 against 64 positions" in str(compared.row("forward_rate").reason)
 
 
+def test_passes_of_torch_are_compared_with_torchs_alone() -> None:
+    """Its passes end before their logits are on the host."""
+
+    def in_torch(base: results.Run, seconds: float) -> results.Run:
+        found = paper(base, seconds)
+        return dataclasses.replace(found, environment={**found.environment, "torch": "2.13.0"})
+
+    assert (
+        compare(in_torch(run(), 2.0), in_torch(run("w8a8"), 0.5)).row("forward_rate").ratio == 4.0
+    )
+    row = compare(paper(run(), 2.0), in_torch(run("w8a8"), 0.5)).row("forward_rate")
+    assert row.ratio is None
+    assert "handed to the host" in str(row.reason)
+
+
 def test_another_text_of_the_same_name_is_told() -> None:
     other = paper(run("w8a8"), 0.5)
     text = results.Text("WikiText-2 train", "cd" * 32)

@@ -36,6 +36,17 @@ import json, sys, tensorrt
 told = {{"version": tensorrt.__version__, "of_python": list(sys.version_info[:2])}}
 print("\\n{MARK}" + json.dumps(told))
 """
+IMPORT_TORCH = f"""
+import importlib.util, json, shutil, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+told = {{
+    "version": str(torch.__version__),
+    "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
+    "triton": importlib.util.find_spec("triton") is not None,
+    "compiler": shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"),
+}}
+print("\\n{MARK}" + json.dumps(told))
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,6 +81,7 @@ def examine(products: Sequence[str] = tuple(PRODUCTS)) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "torch_runtime": importlib.util.find_spec(manifest.TORCH_RUNTIME) is not None,
         "onnxruntime": _onnxruntime(products),
+        "torch": _torch(),
         "tensorrt": _tensorrt(),
         "cuda": _first(children.trial(["cuda"])),
         "nvml": _nvml(),
@@ -126,6 +138,13 @@ def _explained(answer: dict[str, Any], answers: Answers) -> dict[str, Any]:
     if answer.get("error", "").endswith("does not start"):
         return {"error": f"{answer['error']}: {children.reason(answers)}"}
     return answer
+
+
+def _torch() -> dict[str, Any]:
+    """``error``, or its version, the GPUs that it sees, and what its kernels need there."""
+    if _version("torch") is None:
+        return {"error": "not installed"}
+    return _first(children.ask([sys.executable, "-c", IMPORT_TORCH]))
 
 
 def _tensorrt() -> dict[str, Any]:
