@@ -9,7 +9,10 @@ ifeq ($(shell uname -m),x86_64)
 CHECK := ,trt-check
 endif
 
-.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64 test-browser test-ray
+# To compile and interpret GPU kernels without a GPU; a CUDA build of torch has brought its own.
+TRITON := triton==3.6.0; sys_platform == "linux" and platform_machine == "x86_64"
+
+.PHONY: help setup demo test check test-slow test-runtimes bench quality bench-quantize bench-peers bench-sizes test-nvidia test-py38 test-arm64 test-browser test-ray test-triton
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python has no venv: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check '$(TRITON)'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,quantize,onnx,eval,dev$(CHECK)]'
 	@touch $@
 
@@ -62,6 +66,9 @@ test-browser: setup ## reports as a headless Chromium lays them out, on a phone 
 test-ray: setup ## a bench on a cluster of Ray's, on this machine; pip fetches 75 MB
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m ray -rA
+
+test-triton: setup ## every GPU kernel compiled for sm_80 and sm_90, and interpreted on many shapes: minutes
+	$(BIN)/python -m pytest -m triton -rA
 
 bench: setup ## W8A8 against fp32 at SmolLM-135M's shape, on this CPU
 	$(BIN)/python benchmarks/cpu_w8a8.py

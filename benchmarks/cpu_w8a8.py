@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -61,11 +62,16 @@ def main(
 
 
 def random_model(
-    shared: Path, config: str, tokenizer: str, folder: Path, layers: int | None = None
+    shared: Path,
+    config: str,
+    tokenizer: str,
+    folder: Path,
+    layers: int | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """A Hugging Face folder of the config's shape, weights drawn from N(0, 0.02), gains of one.
 
-    layers: how many blocks, ``None`` for the config's own number.
+    layers: how many blocks, ``None`` for the config's own number. changes: other values of it.
     """
     import torch
     from safetensors.torch import save_file
@@ -77,9 +83,10 @@ def random_model(
         for file in part.glob("*.json"):
             (folder / file.name).write_bytes(file.read_bytes())
     if layers is not None:
+        changes = {**changes, "num_hidden_layers": layers}
+    if changes:
         document = json.loads((folder / "config.json").read_text())
-        shortened = {**document, "num_hidden_layers": layers}
-        (folder / "config.json").write_text(json.dumps(shortened))
+        (folder / "config.json").write_text(json.dumps({**document, **changes}))
     generator = torch.Generator().manual_seed(0)
     weights = {
         name: torch.ones(size) if "norm" in name else 0.02 * torch.randn(size, generator=generator)

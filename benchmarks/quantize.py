@@ -4,7 +4,10 @@ Weights are random: cost does not depend on their values. Tokens are WikiText-2'
 own tokenizer. Every method runs in a process of its own, so that its peak is its own.
 
     python -m benchmarks.quantize [--shared ../shared] [--shape SmolLM-135M] [--method smoothquant]
-        [--scheme w4a8] [--preset fast] [--device cuda] [--layers 2] [-o results.json]
+        [--scheme w4a8] [--preset fast] [--device cuda] [--compile] [--layers 2] [-o results.json]
+
+With --device cuda a row has torch's peaks (allocated, reserved), NVML's of the process and of the
+board (sampled), and the board's energy; --preset upstream is what the papers' settings cost.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.cpu_w8a8 import ROOT, random_model
-from slmq_edge import presets
+from slmq_edge import presets, torch_device
 from slmq_edge.errors import SlmqError, unknown
-from slmq_edge.quantization import METHODS
+from slmq_edge.quantization import COMPILED, METHODS
+from slmq_edge.sampled import BOARD, PROCESS
 from slmq_edge.scheme import SCHEMES
 
 SHAPES = {"SmolLM-135M": "smollm2", "Qwen2.5-0.5B": "qwen2.5"}  # config -> tokenizer
@@ -45,6 +49,7 @@ class Trial:
     threads: int
     windows: int | None = None
     length: int | None = None
+    compiles: bool = False
 
 
 def main(
@@ -58,6 +63,7 @@ def main(
     windows: Annotated[int | None, typer.Option(min=8, help="Instead of the preset's.")] = None,
     length: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    compiles: Annotated[bool, typer.Option("--compile", help="Where a method can.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
 ) -> None:
     """Quantize every shape by every method; a row per line, then one JSON document."""
@@ -66,13 +72,25 @@ def main(
     _check("method", methods, METHODS)
     _check("scheme", (scheme,), SCHEMES)
     _check("preset", (preset,), presets.PRESETS)
+    _check_device(device)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         calib = _text(shared, Path(scratch))
         for name in shapes:
             model = random_model(shared, name, SHAPES[name], Path(scratch) / name, layers)
             for used in methods:
-                trial = Trial(model, calib, used, scheme, preset, device, threads, windows, length)
+                trial = Trial(
+                    model,
+                    calib,
+                    used,
+                    scheme,
+                    preset,
+                    device,
+                    threads,
+                    windows,
+                    length,
+                    compiles and used in COMPILED,
+                )
                 rows.append({"shape": name, **in_process_of_its_own(trial)})
                 typer.echo(json.dumps(rows[-1]), err=True)
     document = {
@@ -111,8 +129,9 @@ def measured(trial: Trial) -> dict[str, Any]:
     """Run a trial here.
 
     seconds: by stage, and of all. tokens: of the calibration. host_peak_bytes: VmHWM;
-    host_peak_less_model_bytes: without the model's float32 tensors; torch_peak_bytes: of the
-    allocator, ``None`` on a CPU.
+    host_peak_less_model_bytes: without the model's float32 tensors. ``None`` on a CPU:
+    torch_peak_bytes, torch_reserved_bytes: of the allocator; gpu_process_bytes, gpu_board_bytes:
+    NVML's, as ``sampled`` says. energy_joules: of what energy_of says.
     """
     import torch
 
@@ -128,12 +147,14 @@ def measured(trial: Trial) -> dict[str, Any]:
         length=trial.length,
         device=trial.device,
         preset=trial.preset,
+        compiles=trial.compiles,
     )
     planned = plan(str(trial.model), request)
     checkpoint = quantize(planned)
     assert checkpoint.calibration is not None, "a text was given"
     model_bytes = planned.anatomy.parameters * FLOAT_BYTES
-    cost, peak = checkpoint.cost, checkpoint.cost["memory"]["cpu_peak_rss"]
+    cost, memory = checkpoint.cost, checkpoint.cost["memory"]
+    peak = memory["cpu_peak_rss"]
     return {
         "settings": checkpoint.settings,
         "tokens": checkpoint.calibration["windows"] * checkpoint.calibration["length"],
@@ -142,7 +163,15 @@ def measured(trial: Trial) -> dict[str, Any]:
         "host_peak_bytes": peak,
         "model_bytes": model_bytes,
         "host_peak_less_model_bytes": None if peak is None else peak - model_bytes,
-        "torch_peak_bytes": cost["memory"].get("torch_peak_allocated"),
+        "torch_peak_bytes": memory.get("torch_peak_allocated"),
+        "torch_reserved_bytes": memory.get("torch_peak_reserved"),
+        "gpu_process_bytes": memory.get(PROCESS),
+        "gpu_board_bytes": memory.get(BOARD),
+        "sampled": cost.get("sampled"),
+        "memory_reasons": cost.get("memory_reasons"),
+        "energy_joules": cost["energy_joules"],
+        "energy_of": cost["energy_of"],
+        "compiled": cost["compiled"],
         "notes": list(checkpoint.notes),
     }
 
@@ -162,6 +191,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device != "cpu" else None,
         "threads": threads,
         "torch": torch.__version__,
+        "cuda": torch.version.cuda,
         "python": found["python"],
     }
 
@@ -172,6 +202,18 @@ def _text(shared: Path, folder: Path) -> Path:
     target = folder / "wikitext2.txt"
     target.write_text("".join(text.read_text("utf-8") for text in texts), encoding="utf-8")
     return target
+
+
+def _check_device(device: str) -> None:
+    """In a process of its own: what has met a GPU holds memory there."""
+    if device == "cpu":
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        try:
+            pool.submit(torch_device.checked, device).result()
+        except SlmqError as error:
+            raise typer.BadParameter(str(error)) from error
 
 
 def _check(kind: str, given: tuple[str, ...], known: dict[str, Any]) -> None:

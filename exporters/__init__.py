@@ -8,6 +8,7 @@ TARGETS: dict[str, str] = {
     "ort": "ONNX Runtime on a CPU: fused operators, exact integers, opset 21 (1.19 and later)",
     "ort-cuda": "ONNX Runtime on an NVIDIA GPU: float16, int8 by int8 for w8a8 and w4a8",
     "trt": "TensorRT engines: float16, symmetric Q/DQ, opset 19 (10.3 and later; 17 for 8.5)",
+    "torch": "torch on an NVIDIA GPU or a CPU: float16, integers as they are, CUDA graphs",
 }
 # How activations are rounded for TensorRT: by token as it runs, or by a calibrated scale.
 ACTIVATION_MODES = ("pertoken", "static")

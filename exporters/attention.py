@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.decoder import rotary_table
 from slmq_edge.exporters import roundings
-from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
+from slmq_edge.exporters.floats import Floats
+from slmq_edge.exporters.graph import MICROSOFT, Builder, onnx_type
 from slmq_edge.scheme import Grid
 
 # GroupQueryAttention takes these heads; with its own rotary embedding, those (ONNXRUNTIME 2).
@@ -45,7 +46,7 @@ def as_outputs(
         for kind in ("key", "value"):
             value: ir.Value = getattr(present, kind)
             value.name = f"present.{layer}.{kind}"
-            value.type = ir.TensorType(floats.onnx)
+            value.type = ir.TensorType(onnx_type(floats))
             value.shape = ir.Shape(shape)
             outputs.append(value)
     return outputs

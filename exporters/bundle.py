@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from slmq_edge.checkpoint import CONFIG, Checkpoint
-from slmq_edge.exporters.graph import Floats
+from slmq_edge.exporters import Wanted
+from slmq_edge.exporters.floats import Floats
 from slmq_edge.exporters.lowering import Lowering
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from slmq_edge.golden import Draft, Golden
+    from slmq_edge.runner.golden import Decoder
 
 # What optimum, and others, read beside a graph.
 CONFIGS = (CONFIG, "generation_config.json")
@@ -47,3 +57,34 @@ class Written:
     @property
     def graph(self) -> str:
         return next(iter(self.graphs))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A target's writer, and how what it wrote runs here, to be checked.
+
+    write: leaves a checkpoint's files in a folder. draft: guesses greedy continuations by what was
+    written; ``None`` where nothing here runs it. verify: holds that to its golden prompts, and
+    returns what bundle.json says of it; ``None`` likewise.
+    """
+
+    write: Callable[[Checkpoint, Path, Wanted], Written]
+    draft: Callable[[Checkpoint, Path, Written], Draft | None]
+    verify: Callable[[Path, Written, Golden], dict[str, Any] | None]
+
+
+def guesses(session: Decoder) -> Draft:
+    """What a session says greedily, behind tokens int64 [length]: int64 [so many]."""
+    import numpy as np
+
+    def guess(tokens: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        if count == 0:
+            return tokens[:0]
+        token, cache = session.first(tokens[None], count)
+        found = [int(token[0, 0])]
+        while len(found) < count:
+            token, cache = session.next(token, cache)
+            found.append(int(token[0, 0]))
+        return np.array(found, np.int64)
+
+    return guess

@@ -20,7 +20,8 @@ from slmq_edge.anatomy import HEAD, Anatomy
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import cuda, linears, roundings, weights
 from slmq_edge.exporters.attention import is_fused
-from slmq_edge.exporters.graph import FLOAT16, FLOAT32, Builder, Floats
+from slmq_edge.exporters.floats import FLOAT16, FLOAT32, Floats
+from slmq_edge.exporters.graph import IR_VERSIONS, OPSET, Builder
 from slmq_edge.exporters.lowering import Form
 from slmq_edge.exporters.roundings import ByToken, Quantized
 from slmq_edge.exporters.weights import Stored
@@ -122,7 +123,7 @@ class Flavour:
     def form(self, shape: Anatomy) -> Form:
         """How it writes the graph of a model, for the report."""
         attention = "GroupQueryAttention" if is_fused(shape) else "standard operators"
-        return Form(self.floats, self.operator, self.integer, attention)
+        return Form(self.floats, self.operator, self.integer, attention, OPSET, IR_VERSIONS[OPSET])
 
 
 ORT = Flavour("ort", FLOAT32, Bytes, linears.OPERATOR, "uint8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from slmq_edge import __version__
 from slmq_edge.errors import Unsupported
+from slmq_edge.exporters.floats import FLOAT32, Floats
 
 # The newest that onnxruntime 1.19 loads (JetPack 5).
 OPSET = 21
@@ -26,32 +26,9 @@ IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9, 21: IR_VERSION}
 AXES_ARE_INPUT = 18
 
 
-@dataclass(frozen=True)
-class Floats:
-    """The type of a graph's floats: of its stream, its norms, its attention and its caches.
-
-    name: as numpy calls it. scheme: of a model that multiplies nothing else, as schemes are named.
-    """
-
-    name: str
-    scheme: str
-    onnx: ir.DataType
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        return np.dtype(self.name)
-
-    @property
-    def bits(self) -> int:
-        return 8 * self.numpy.itemsize
-
-    @property
-    def lowest(self) -> float:
-        return float(np.finfo(self.numpy).min)
-
-
-FLOAT32 = Floats("float32", "fp32", ir.DataType.FLOAT)
-FLOAT16 = Floats("float16", "fp16", ir.DataType.FLOAT16)
+def onnx_type(floats: Floats) -> ir.DataType:
+    """A type of floats as ONNX calls it."""
+    return ir.DataType.from_numpy(floats.numpy)
 
 
 class Builder:
@@ -139,10 +116,7 @@ class Builder:
         with np.errstate(over="ignore"):
             stored = array.astype(self.floats.numpy)
         if not np.isfinite(stored).all():
-            raise Unsupported(
-                f"{name} holds {np.abs(array).max():.4g}, too large for {self.floats.name}: "
-                "leave --target out, for a graph of float32"
-            )
+            raise Unsupported(self.floats.too_large(name, np.abs(array).max()))
         return self.weight(stored, name)
 
     def float_constant(self, value: Any) -> ir.Value:
@@ -160,7 +134,7 @@ class Builder:
     def _cast(self, value: ir.Value, to: Floats, name: str) -> ir.Value:
         if self.floats == FLOAT32:
             return value
-        return self.op("Cast", value, name=f"{name}.{to.name}", to=to.onnx)
+        return self.op("Cast", value, name=f"{name}.{to.name}", to=onnx_type(to))
 
     def model(
         self,

@@ -13,7 +13,12 @@ from slmq_edge.scheme import GROUPS, Grid, Scheme
 # Which releases of a target's runtime a graph is written for: by name, the oldest one.
 ONNXRUNTIMES = {"portable": "1.19", "modern": "1.23"}
 TENSORRTS = {"8.5": "8.5", "10.3": "10.3"}
-RUNTIMES = {"ort": ONNXRUNTIMES, "ort-cuda": ONNXRUNTIMES, "trt": TENSORRTS}
+RUNTIMES: dict[str, dict[str, str]] = {
+    "ort": ONNXRUNTIMES,
+    "ort-cuda": ONNXRUNTIMES,
+    "trt": TENSORRTS,
+    "torch": {},
+}
 # Blocks of int4 weights that TensorRT reads as they are (TENSORRT 1.3).
 INT4_BLOCKS = (16, 32, 64, 128)
 # Blocks that MatMulNBits' integer kernels take, and the one for rows with one scale.
@@ -31,13 +36,14 @@ def check(scheme: Scheme, runtime: str | None = None, target: str = "ort") -> No
         UsageError: no such runtime.
     """
     check_runtime(runtime, target)
-    refusals = (
+    in_graphs = (
         _operands(scheme),
         _weights(scheme.weights),
-        *ONLY_OF[target](scheme),
         _head(scheme),
         _table("lookup table", scheme.embedding),
     )
+    # Modules multiply whatever the simulation does.
+    refusals = (*ONLY_OF[target](scheme), *(() if target == "torch" else in_graphs))
     for refusal in refusals:
         if refusal is not None:
             raise Unsupported(f"target {target} cannot express this scheme: {refusal}")
@@ -60,6 +66,8 @@ def check_runtime(runtime: str | None, target: str = "ort") -> None:
     Raises:
         UsageError: guesses what was meant.
     """
+    if runtime is not None and not RUNTIMES[target]:
+        raise UsageError(f"--runtime {runtime}: target {target} is of one kind, leave it out")
     if runtime is not None and runtime not in RUNTIMES[target]:
         raise UsageError(unknown("runtime", runtime, tuple(RUNTIMES[target])))
 
@@ -303,4 +311,5 @@ ONLY_OF: dict[str, Callable[[Scheme], Iterable[str | None]]] = {
     "ort": _on_cpu,
     "ort-cuda": _on_cuda,
     "trt": _on_tensorrt,
+    "torch": lambda scheme: (),
 }

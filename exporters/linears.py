@@ -23,9 +23,10 @@ from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.exporters import weights
 from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.exporters.roundings import ZERO_POINT, Quantized
+from slmq_edge.exporters.rows import BLOCK_OPERATOR
 from slmq_edge.exporters.weights import Blocks, Stored
 
-OPERATOR, BLOCK_OPERATOR = "MatMulIntegerToFloat", "MatMulNBits"
+OPERATOR = "MatMulIntegerToFloat"
 # What MatMulNBits multiplies by: its input, or 8-bit integers with a scale for each block of it.
 FLOAT_INPUT, INTEGER_INPUT = 1, 4
 

@@ -10,9 +10,8 @@ from typing import Any
 from slmq_edge import anatomy as names
 from slmq_edge.anatomy import Anatomy, Online
 from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.exporters import linears, rows
-from slmq_edge.exporters.graph import IR_VERSIONS, OPSET, Floats
-from slmq_edge.exporters.limits import is_in_blocks
+from slmq_edge.exporters import rows
+from slmq_edge.exporters.floats import Floats
 from slmq_edge.exporters.rows import Multiplication, Row
 from slmq_edge.scheme import Grid, Scheme
 
@@ -25,14 +24,17 @@ NAMED_SHARE = 0.95
 class Form:
     """How a flavour writes a graph: its floats, its integer product, its attention, its opset.
 
-    integer: of the product's operands. in_blocks: an operator that takes weights in blocks.
+    integer: of the product's operands. opset, ir_version: of ONNX; ``None`` of what is
+    none. keeps_levels: whether keys and values that are rounded are kept as integers.
     """
 
     floats: Floats
     operator: str
     integer: str
     attention: str
-    opset: int = OPSET
+    opset: int | None = None
+    ir_version: int | None = None
+    keeps_levels: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Lowering:
     lm_head: str
     weight_storage_bits: dict[str, int]
     integer_gemm: dict[str, str] | None
-    opset: int
-    ir_version: int
+    opset: int | None
+    ir_version: int | None
     context_length: int
     linears: tuple[Row, ...]
     changes: tuple[Change, ...] = ()
@@ -115,7 +117,7 @@ def lowering(
         activation_mode=rows.activation_mode(
             scheme.activations if integer else None, scheme, floats
         ),
-        kv_cache=_kv_cache(scheme.kv, floats),
+        kv_cache=_kv_cache(scheme.kv, form),
         online_rotations=_online(checkpoint.online),
         attention=form.attention,
         lm_head=_head(head),
@@ -124,9 +126,9 @@ def lowering(
             "lm_head": head.bits,
             "embedding": floats.bits if table is None else table.grid.bits,
         },
-        integer_gemm=_integer_gemm(integer, is_in_blocks(scheme), form),
+        integer_gemm=_integer_gemm(integer, form),
         opset=form.opset,
-        ir_version=IR_VERSIONS[form.opset],
+        ir_version=form.ir_version,
         context_length=context_length(shape),
         linears=tuple(rows.row(one, asked, scheme, shape.tied) for one in multiplications),
         changes=changes,
@@ -160,10 +162,11 @@ def _most(blocks: Sequence[Multiplication]) -> int:
     return max(weights, key=lambda bits: weights[bits])
 
 
-def _kv_cache(grid: Grid | None, floats: Floats) -> str:
+def _kv_cache(grid: Grid | None, form: Form) -> str:
     if grid is None:
-        return floats.name
-    return f"rounded to int{grid.bits} by token and head, stored as {floats.name}"
+        return form.floats.name
+    stored = "int8 with their steps" if form.keeps_levels else form.floats.name
+    return f"rounded to int{grid.bits} by token and head, stored as {stored}"
 
 
 def _online(online: Online) -> list[str]:
@@ -179,20 +182,18 @@ def _head(head: Multiplication) -> str:
     return name if head.is_integer else f"{name} stored, float multiplied"
 
 
-def _integer_gemm(
-    integer: Sequence[Multiplication], in_blocks: bool, form: Form
-) -> dict[str, str] | None:
+def _integer_gemm(integer: Sequence[Multiplication], form: Form) -> dict[str, str] | None:
     if not integer:
         return None
     grouped = any(one.grid is not None and one.grid.group is not None for one in integer)
     kind = form.integer
     gemm = {"operator": form.operator, "activation": kind, "weight": kind}
-    if in_blocks:
+    if any(one.operator == rows.BLOCK_OPERATOR for one in integer):
         bits = sorted({one.bits for one in integer if one.blocks_share})
         blocks = {
-            "operator": linears.BLOCK_OPERATOR,
+            "operator": rows.BLOCK_OPERATOR,
             "activation": "int8 by block",
             "bits": " and ".join(map(str, bits)),
         }
         return {**gemm, **blocks}
-    return {**gemm, "batch": "groups of inputs"} if grouped else gemm
+    return {**gemm, "batch": "groups of inputs"} if grouped and form.opset is not None else gemm

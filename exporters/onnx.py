@@ -20,11 +20,12 @@ from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import linears, lookup, rotations, weights
 from slmq_edge.exporters.attention import Attention, Cache, as_outputs
 from slmq_edge.exporters.flavours import ORT, Flavour
-from slmq_edge.exporters.graph import MICROSOFT, Builder, Floats
+from slmq_edge.exporters.floats import Floats
+from slmq_edge.exporters.graph import MICROSOFT, Builder, onnx_type
 from slmq_edge.exporters.limits import check, is_in_blocks
 from slmq_edge.exporters.lowering import Lowering, context_length, lowering
 from slmq_edge.exporters.roundings import Quantized
-from slmq_edge.exporters.rows import Multiplication, Part
+from slmq_edge.exporters.rows import BLOCK_OPERATOR, Multiplication, Part, joint_name
 from slmq_edge.exporters.weights import Blocks
 from slmq_edge.runner.ort import IN_PLACE, KV_CACHE
 from slmq_edge.scheme import Grid
@@ -47,20 +48,6 @@ def write(checkpoint: Checkpoint, flavour: Flavour = ORT) -> tuple[ir.Model, Low
     return writer.model(), lowering(
         writer.multiplications, checkpoint, flavour.form(checkpoint.anatomy)
     )
-
-
-def kind_of(linear: str) -> str:
-    """A linear's name within its block: ``mlp.up_proj`` of ``model.layers.3.mlp.up_proj``."""
-    return linear if linear == names.HEAD else ".".join(linear.split(".")[-2:])
-
-
-def _joint_name(group: tuple[str, ...]) -> str:
-    """``...self_attn.q_k_v_proj`` for the three that share an input."""
-    if len(group) == 1:
-        return group[0]
-    place = group[0].rpartition(".")[0]
-    parts = [linear.rpartition(".")[2].removesuffix("_proj") for linear in group]
-    return f"{place}.{'_'.join(parts)}_proj"
 
 
 class _Writer:
@@ -256,11 +243,11 @@ class _Writer:
 
         Output channels are independent: stacking the rows of several linears changes no number.
         """
-        build, whole = self.build, _joint_name(group)
+        build, whole = self.build, joint_name(group)
         rounded: Quantized | None = None
         products = []
         for alike in self._runs(group):
-            name = _joint_name(alike)
+            name = joint_name(alike)
             biases = [bias for bias in map(self._bias, alike) if bias is not None]
             bias = np.concatenate(biases) if biases else None
             weight = self._stacked(alike)
@@ -317,7 +304,7 @@ class _Writer:
             blocks = weights.blocks(self.build, weight, name)
             return self._block_linear(x, blocks, weight, bias, name)
         values = self._float_weight(alike, weight, name)
-        macs = sum(math.prod(self.shape.shape(kind_of(linear))) for linear in alike)
+        macs = sum(math.prod(self.shape.shape(names.kind_of(linear))) for linear in alike)
         self._count(name, "linear", None if weight is None else weight.grid, False, macs)
         return linears.float_linear(self.build, x, values, bias, name)
 
@@ -369,7 +356,7 @@ class _Writer:
     ) -> None:
         as_floats = "Gemm" if part == "head" and self.shape.tied else "MatMul"
         operator = self.flavour.operator if is_integer else as_floats
-        operator = linears.BLOCK_OPERATOR if in_blocks else operator
+        operator = BLOCK_OPERATOR if in_blocks else operator
         shared = in_blocks and is_integer
         self.multiplications.append(
             Multiplication(name, part, grid, is_integer, macs, operator, shared, self.floats)
@@ -392,7 +379,9 @@ def _inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
         ir.val("position_ids", int64, ["batch_size", "new_length"]),
         *(
             ir.val(
-                f"past_key_values.{layer}.{kind}", floats.onnx, _cache_shape(shape, "past_length")
+                f"past_key_values.{layer}.{kind}",
+                onnx_type(floats),
+                _cache_shape(shape, "past_length"),
             )
             for layer in range(shape.layers)
             for kind in ("key", "value")

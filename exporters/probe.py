@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from slmq_edge.checkpoint import IntegerWeight
-from slmq_edge.exporters import cuda, linears, weights
+from slmq_edge.exporters import cuda, linears, rows, weights
 from slmq_edge.exporters.graph import MICROSOFT, Builder
 from slmq_edge.exporters.limits import LEAST_BLOCK
 from slmq_edge.exporters.roundings import ZERO_POINT
@@ -40,7 +40,7 @@ def write_probe(gemm: Mapping[str, str], signed: bool = False) -> ir.Model:
     else:
         products = [_product(build, a, extremes, kind, signed)]
     stored = [extremes]
-    if gemm["operator"] == linears.BLOCK_OPERATOR:
+    if gemm["operator"] == rows.BLOCK_OPERATOR:
         for bits in map(int, gemm["bits"].split(" and ")):
             levels = extremes if bits == 8 else (extremes >> 4).astype(np.uint8)
             products.append(_block_product(build, a, levels, bits))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from slmq_edge.exporters.graph import FLOAT32, Floats
+from slmq_edge.exporters.floats import FLOAT32, Floats
 from slmq_edge.scheme import Grid, Scheme
 
 # Operators that read weights as they are stored; all others find them unpacked, as bytes where
 # they multiply integers and as floats where they do not (ONNXRUNTIME 14).
-PACKED_OPERATORS = ("MatMulNBits",)
+BLOCK_OPERATOR = "MatMulNBits"
+PACKED_OPERATORS = (BLOCK_OPERATOR,)
 
 Part = Literal["linear", "head", "rotation"]
 
@@ -19,7 +20,7 @@ Part = Literal["linear", "head", "rotation"]
 class Multiplication:
     """A matrix that the graph multiplies by: its grid (``None``: float), and how.
 
-    operator: the ONNX operator. blocks_share: a scale, of weights and of their inputs. floats:
+    operator: of ONNX or torch. blocks_share: a scale, of weights and of their inputs. floats:
     of the graph. exact: whether sums of integers are exact on whatever its target is for. stored:
     bits on disk and in memory, where the operator does not tell.
     """
@@ -81,6 +82,15 @@ class Row:
     activation_mode: str
     exact: bool | None
     macs_per_token: int
+
+
+def joint_name(group: tuple[str, ...]) -> str:
+    """``...self_attn.q_k_v_proj`` for the three that share an input."""
+    if len(group) == 1:
+        return group[0]
+    place = group[0].rpartition(".")[0]
+    parts = [linear.rpartition(".")[2].removesuffix("_proj") for linear in group]
+    return f"{place}.{'_'.join(parts)}_proj"
 
 
 def row(one: Multiplication, asked: Scheme, ran: Scheme, tied: bool) -> Row:

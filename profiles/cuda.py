@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from slmq_edge.profiles.board import Board
 
 BOARD = "gpu_board"
+UNNAMED = "a GPU without NVML"
 VISIBLE, ORDER, BY_BUS = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 # Bits of nvmlClocksEventReasons. Idle (1), application clocks (2) and display clocks (0x100) are
 # settings, or nothing to do: they throttle nobody.
@@ -72,6 +73,10 @@ class Cuda(Linux):
     def memory(self) -> dict[str, int | None]:
         """Besides the CPU's: gpu_process_used, and torch's peaks where it is at work on a GPU."""
         return {**super().memory(), "gpu_process_used": self._own_bytes(), **_torch_peaks()}
+
+    def held(self) -> dict[str, int | None]:
+        """Bytes on the GPU now: gpu_process of this process, gpu_board of all of them."""
+        return {"gpu_process": self._own_bytes(), "gpu_board": self._gpu.memory_used()}
 
     def system(self) -> dict[str, float | None]:
         """Besides the machine's: gpu_memory_used_bytes, gpu_processes (that compute, less ours)."""

@@ -49,6 +49,11 @@ MLP_FEED = Feed("post_attention_layernorm", GATE_UP)
 FEEDS = (ATTENTION_FEED, MLP_FEED)
 
 
+def kind_of(linear: str) -> str:
+    """A linear's name within its block: ``mlp.up_proj`` of ``model.layers.3.mlp.up_proj``."""
+    return linear if linear == HEAD else ".".join(linear.split(".")[-2:])
+
+
 @dataclass(frozen=True)
 class Family:
     """How one ``model_type`` differs: which linears carry a bias, whether heads are normalized.

@@ -62,6 +62,8 @@ def assemble(
     }
     said = [event["session"] for event in [*loads, *ends] if event.get("session")]
     environment |= {"session": said[-1]} if said else {}
+    placed = [event["steps"] for event in events if event["event"] == "placed"]
+    environment |= {"placed": placed[-1]} if placed else {}
     passes = [event for _, event in sorted(forward.taken(events).items())]
     environment |= {forward.LOGITS: passes[-1]["logits"]} if passes else {}
     artifact = dataclasses.replace(

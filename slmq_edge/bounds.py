@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from slmq_edge.errors import Damaged
-from slmq_edge.runner.manifest import TRT, described, graph_of, kind_of
+from slmq_edge.runner.manifest import TORCH, TRT, described, graph_of, kind_of
 
 if TYPE_CHECKING:  # results asks here what is implausible
     from slmq_edge.results import Run
@@ -35,6 +35,7 @@ UNKNOWN_CACHE = 512 * 10**6
 # Without pages to spare, mapped weights come and go, and no peak shows all of them.
 ROOMY = 2
 FLOAT_BITS = {"float32": 32, "float16": 16}
+LEVELS, STEPS = "stored as int8", 5  # of a cache, and bytes of a head's scale and zero point
 UNPACKED = {"ort": 32, "ort-cuda": 16}  # bits of the floats of each target
 
 
@@ -113,19 +114,23 @@ class Ceilings:
     prefill: tuple[Ceiling, ...]
 
 
-def card(bundle: Mapping[str, Any], work: Lengths) -> Card:
+def card(bundle: Mapping[str, Any], work: Lengths, device_kind: str | None = None) -> Card:
     """The card of a bundle, from its bundle.json, before anything runs.
+
+    device_kind: the adapter's of where it is to run, which decides where torch computes.
 
     Raises:
         Damaged: bundle.json lacks a field, or has one of another type.
     """
     try:
-        return _card(described(bundle), bundle, work)
+        return _card(described(bundle), bundle, work, device_kind in GPU_KINDS)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"bundle.json is damaged: no card can be made of it ({error})") from error
 
 
-def _card(about: Mapping[str, Any], bundle: Mapping[str, Any], work: Lengths) -> Card:
+def _card(
+    about: Mapping[str, Any], bundle: Mapping[str, Any], work: Lengths, torch_on_gpu: bool
+) -> Card:
     rows = about.get("linears") or []
     counts, shape = about["counts"], bundle.get("anatomy")
     bits, parts = about["weight_storage_bits"], bundle.get("weight_bytes") or {}
@@ -162,7 +167,7 @@ def _card(about: Mapping[str, Any], bundle: Mapping[str, Any], work: Lengths) ->
         linears=linears,
         head=head,
         layers=None if shape is None else shape["layers"],
-        on_gpu=_on_gpu(bundle.get("runtime") or {}),
+        on_gpu=_on_gpu(bundle.get("runtime") or {}, torch_on_gpu),
     )
 
 
@@ -193,7 +198,7 @@ def card_of(run: Run) -> Card:
         linears=linears,
         head=head,
         layers=None,
-        on_gpu=_on_gpu(ran.runtime),
+        on_gpu=_on_gpu(ran.runtime, bool(run.environment.get("gpu"))),
     )
 
 
@@ -376,7 +381,8 @@ def _kv(shape: Mapping[str, Any] | None, about: Mapping[str, Any]) -> int:
         return 0
     cache = str(about.get("kv_cache") or "float32")
     width = next((bits for name, bits in FLOAT_BITS.items() if name in cache), 32) // 8
-    return int(2 * shape["layers"] * shape["kv_heads"] * shape["head_dim"] * width)
+    head = shape["head_dim"] + STEPS if LEVELS in cache else shape["head_dim"] * width
+    return int(2 * shape["layers"] * shape["kv_heads"] * head)
 
 
 def _depth(work: Lengths) -> float:
@@ -384,6 +390,6 @@ def _depth(work: Lengths) -> float:
     return work.prompt_tokens + (work.new_tokens - 1) / 2
 
 
-def _on_gpu(runtime: Mapping[str, Any]) -> bool:
-    provider = str(runtime.get("provider", ""))
-    return runtime.get("kind") == TRT or provider.startswith("CUDA")
+def _on_gpu(runtime: Mapping[str, Any], torch_on_gpu: bool) -> bool:
+    provider, kind = str(runtime.get("provider", "")), runtime.get("kind")
+    return torch_on_gpu if kind == TORCH else kind == TRT or provider.startswith("CUDA")

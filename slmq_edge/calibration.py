@@ -280,8 +280,9 @@ def feed_absmax(
         return model.project(inputs, linears)
 
     progress(0.0)
+    tokens = tokens.to(device)
     with torch.no_grad():
         for start in range(0, len(tokens), size):
-            hidden_states(model, tokens[start : start + size].to(device), watch)
+            hidden_states(model, tokens[start : start + size], watch)
             progress(min(1.0, (start + size) / len(tokens)))
     return {norm: row for (_, norm), row in zip(norms, table, strict=True)}

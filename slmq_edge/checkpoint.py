@@ -38,6 +38,7 @@ from slmq_edge.runner.manifest import read_manifest, verify
 from slmq_edge.scheme import Grid, Scheme
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from slmq_edge.decoder import Decoder
@@ -74,6 +75,12 @@ class IntegerWeight:
             None if zero is None else zero.detach().to("cpu", torch.int16),
             grid,
         )
+
+    def to(self, device: torch.device | str) -> IntegerWeight:
+        """The same, on a device."""
+        zero = None if self.zero is None else self.zero.to(device)
+        there = self.integers.to(device), self.scale.to(device), zero
+        return IntegerWeight(*there, self.grid)
 
     @property
     def centred(self) -> Tensor:
@@ -188,24 +195,14 @@ def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, A
         for name, content in checkpoint.extras.items():
             (folder / name).write_bytes(content)
         # Not save_file: its errors, a full disk among them, are no OSErrors.
-        (folder / WEIGHTS).write_bytes(safetensors.save(dict(_stored(checkpoint))))
+        (folder / WEIGHTS).write_bytes(safetensors.save(dict(stored(checkpoint))))
         manifest = {
             "format": CHECKPOINT_FORMAT,
             "version": CHECKPOINT_VERSION,
             "created_by": f"slmq-edge {__version__}",
-            "anatomy": checkpoint.anatomy.as_json(),
-            "scheme": checkpoint.scheme.as_json(),
-            "integers": {
-                name: {
-                    "grid": dataclasses.asdict(weight.grid),
-                    "shape": list(weight.integers.shape),
-                }
-                for name, weight in checkpoint.integers.items()
-            },
+            **layout(checkpoint),
             "method": checkpoint.method,
             "settings": checkpoint.settings,
-            "online": dataclasses.asdict(checkpoint.online),
-            "static_inputs": list(checkpoint.inputs),
             "notes": list(checkpoint.notes),
             "recipe": checkpoint.recipe,
             "source": checkpoint.source,
@@ -217,6 +214,20 @@ def save(checkpoint: Checkpoint, path: Path, force: bool = False) -> dict[str, A
             json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
         )
     return manifest
+
+
+def layout(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `assembled` needs besides the tensors to make a checkpoint of them again. JSON."""
+    return {
+        "anatomy": checkpoint.anatomy.as_json(),
+        "scheme": checkpoint.scheme.as_json(),
+        "integers": {
+            name: {"grid": dataclasses.asdict(weight.grid), "shape": list(weight.integers.shape)}
+            for name, weight in checkpoint.integers.items()
+        },
+        "online": dataclasses.asdict(checkpoint.online),
+        "static_inputs": list(checkpoint.inputs),
+    }
 
 
 def described(folder: Path) -> tuple[Anatomy, Scheme]:
@@ -247,48 +258,65 @@ def load(folder: Path) -> Checkpoint:
         if WEIGHTS not in manifest["files"]:
             raise KeyError(WEIGHTS)
         verify(folder, manifest["files"])
-        return _assembled(folder, manifest, load_tensors(folder / WEIGHTS))
+        cost = manifest["cost"]
+        if not isinstance(cost, dict) or not {"seconds", "memory", "device"} <= set(cost):
+            raise ValueError("its cost lacks seconds, memory or device")
+        return assembled(
+            manifest,
+            load_tensors(folder / WEIGHTS),
+            folder / WEIGHTS,
+            extras={
+                name: (folder / name).read_bytes()
+                for name in manifest["files"]
+                if name in (CONFIG, RECIPE, *TOKENIZER_FILES) or licenses.is_text(name)
+            },
+            notes=tuple(manifest["notes"]),
+            recipe=manifest.get("recipe"),
+            **{key: manifest[key] for key in _PLAIN},
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _undescribed(folder, error) from error
 
 
-def _assembled(folder: Path, manifest: Mapping[str, Any], stored: dict[str, Tensor]) -> Checkpoint:
-    """The checkpoint that a manifest describes, every tensor's name and shape checked."""
-    shape = Anatomy.from_json(manifest["anatomy"])
-    prompts = stored.pop(PROMPTS, None)
+def assembled(
+    described: Mapping[str, Any], found: Mapping[str, Tensor], file: Path, **rest: Any
+) -> Checkpoint:
+    """The checkpoint that a `layout` describes, every tensor's name and shape checked.
+
+    Args:
+        described: with the fields of the layout.
+        found: tensors, as `stored` names them; nothing of them is copied but 4-bit integers.
+        file: what they are of, for errors.
+        rest: of the checkpoint's fields those that neither says.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field or a tensor is missing, or is not what it should
+            be. Damaged, Unsupported: see `models.check_tensors`.
+    """
+    shape = Anatomy.from_json(described["anatomy"])
     integers = {
-        name: _integer_weight(stored, name, **entry) for name, entry in manifest["integers"].items()
+        name: _integer_weight(found, name, **entry) for name, entry in described["integers"].items()
     }
-    inputs = {name: _input_steps(stored, name) for name in manifest["static_inputs"]}
+    inputs = {name: _input_steps(found, name) for name in described["static_inputs"]}
     taken = {f"{name}.{kind}" for name in integers for kind in ("weight", "scale", "zero")}
     taken |= {f"{name}.{kind}" for name in inputs for kind in ("input_scale", "input_zero")}
-    tensors = {name: t for name, t in stored.items() if name not in taken}
-    found = {f"{name}.weight": tuple(w.integers.shape) for name, w in integers.items()}
-    found |= {name: tuple(t.shape) for name, t in tensors.items() if name not in ROTATIONS}
+    tensors = {name: t for name, t in found.items() if name not in taken | {PROMPTS}}
+    shapes = {f"{name}.weight": tuple(w.integers.shape) for name, w in integers.items()}
+    shapes |= {name: tuple(t.shape) for name, t in tensors.items() if name not in ROTATIONS}
     if shape.tied and names.HEAD in integers:
         # A copy of the table, on a grid of its own.
-        table = {f"{names.EMBED}.weight": found.pop(f"{names.HEAD}.weight")}
-        check_tensors(found | table, shape, folder / WEIGHTS)
-    check_tensors(found, shape, folder / WEIGHTS)
-    cost = manifest["cost"]
-    if not isinstance(cost, dict) or not {"seconds", "memory", "device"} <= set(cost):
-        raise ValueError("its cost lacks seconds, memory or device")
+        table = {f"{names.EMBED}.weight": shapes.pop(f"{names.HEAD}.weight")}
+        check_tensors(shapes | table, shape, file)
+    check_tensors(shapes, shape, file)
     return Checkpoint(
         anatomy=shape,
-        scheme=Scheme.from_json(manifest["scheme"]),
+        scheme=Scheme.from_json(described["scheme"]),
         integers=integers,
         tensors=tensors,
-        extras={
-            name: (folder / name).read_bytes()
-            for name in manifest["files"]
-            if name in (CONFIG, RECIPE, *TOKENIZER_FILES) or licenses.is_text(name)
-        },
-        prompts=prompts,
-        online=Online(**manifest["online"]),
+        prompts=found.get(PROMPTS),
+        online=Online(**described["online"]),
         inputs=inputs,
-        notes=tuple(manifest["notes"]),
-        recipe=manifest.get("recipe"),
-        **{key: manifest[key] for key in _PLAIN},
+        **rest,
     )
 
 
@@ -306,26 +334,27 @@ def extras_of(folder: Path) -> dict[str, bytes]:
     return files | licenses.texts(folder)
 
 
-def _stored(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+def stored(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Its tensors by name, as they lie on disk: see above."""
     import torch
 
-    stored = dict(checkpoint.tensors)
+    found = dict(checkpoint.tensors)
     if checkpoint.prompts is not None:
-        stored[PROMPTS] = checkpoint.prompts.contiguous()
+        found[PROMPTS] = checkpoint.prompts.contiguous()
     for name, weight in checkpoint.integers.items():
         values = weight.integers
         if weight.grid.bits == 4:
             nibbles = (values.numpy() + 8).astype("uint8")
             values = torch.from_numpy(pack4(nibbles))
-        stored[f"{name}.weight"] = values.contiguous()
-        stored[f"{name}.scale"] = weight.scale.contiguous()
+        found[f"{name}.weight"] = values.contiguous()
+        found[f"{name}.scale"] = weight.scale.contiguous()
         if weight.zero is not None:
-            stored[f"{name}.zero"] = weight.zero.contiguous()
+            found[f"{name}.zero"] = weight.zero.contiguous()
     for name, steps in checkpoint.inputs.items():
-        stored[f"{name}.input_scale"] = steps.scale.contiguous()
+        found[f"{name}.input_scale"] = steps.scale.contiguous()
         if steps.zero is not None:
-            stored[f"{name}.input_zero"] = steps.zero.contiguous()
-    return stored
+            found[f"{name}.input_zero"] = steps.zero.contiguous()
+    return found
 
 
 def _integer_weight(

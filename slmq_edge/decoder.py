@@ -9,6 +9,7 @@ linears, and in ``operands``, what attention is given. Names and mathematics are
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -151,9 +152,19 @@ def rotary_table(
 
     The angles are taken in float64, so that every runtime can hold the same table.
     """
-    frequencies = torch.tensor(shape.rope.frequencies(shape.head_dim), dtype=torch.float64)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+    frequencies = tuple(shape.rope.frequencies(shape.head_dim))
+    return _rotary_table(frequencies, length, dtype, torch.device(device))
+
+
+@functools.lru_cache(maxsize=8)
+def _rotary_table(
+    frequencies: tuple[float, ...], length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Kept: it is made on the CPU, and every copy from there would be waited for on a GPU."""
+    with torch.inference_mode(False):
+        angles = torch.arange(length, dtype=torch.float64)[:, None]
+        angles = angles * torch.tensor(frequencies, dtype=torch.float64)
+        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
 
 def attention(
@@ -180,10 +191,20 @@ def attention(
     if model.online.keys:
         query, key = rotate_last(query), rotate_last(key)
     query, key, value = operands(query, key, heads(value, shape.kv_heads))
+    if query.device.type != "cpu":
+        key, value = (_to_every_query(x, shape.heads // shape.kv_heads) for x in (key, value))
     mixed = functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, enable_gqa=True
+        query, key, value, is_causal=True, enable_gqa=query.device.type == "cpu"
     )
     return mixed.transpose(1, 2).reshape(batch, length, shape.query_width)
+
+
+def _to_every_query(x: Tensor, queries: int) -> Tensor:
+    """Keys or values [batch, kv_heads, length, head_dim], once for each query head that reads them.
+
+    On a GPU no fused attention of float32 shares them, and the one that does holds all scores.
+    """
+    return x if queries == 1 else x.repeat_interleave(queries, dim=1)
 
 
 def _turn(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

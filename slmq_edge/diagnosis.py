@@ -58,6 +58,8 @@ def targets(document: Mapping[str, Any]) -> tuple[str, ...]:
         found.append("ort-cuda")
     if "error" not in document["tensorrt"] and "error" not in document["cuda"]:
         found.append("trt")
+    if document.get("torch_runtime") and document["packages"].get("torch"):
+        found.append("torch")
     return tuple(found)
 
 
@@ -123,6 +125,8 @@ def _gpu(gpu: Mapping[str, Any]) -> str:
 
 def _runtimes(document: Mapping[str, Any], local: bool) -> Iterator[Finding]:
     yield _onnxruntime(document, local, needed=not targets(document))
+    if "torch" in document:  # older runners do not look at it
+        yield _torch(document["torch"])
     yield from _tensorrt(document, local)
     cuda = document["cuda"]
     if "error" in cuda:
@@ -156,6 +160,22 @@ def _onnxruntime(document: Mapping[str, Any], local: bool, needed: bool) -> Find
         text = f"{found['version']} (numpy {found['numpy']})"
         return Finding("Runtimes", "onnxruntime", "ok", text)
     return Finding("Runtimes", "onnxruntime", "missing" if needed else "doubtful", text, fix)
+
+
+def _torch(found: Mapping[str, Any]) -> Finding:
+    """Whether bundles for torch would run on a GPU, and by which operators."""
+    if "error" in found:
+        return Finding("Runtimes", "torch", "absent", str(found["error"]))
+    seen = f"{found['version']} sees {', '.join(found['gpus']) or 'no GPU'}"
+    if not found["gpus"]:
+        return Finding("Runtimes", "torch", "ok", f"{seen}: bundles for torch run on the CPU")
+    if not found["triton"]:
+        text = f"{seen}; without triton, integers are multiplied by plain torch"
+        return Finding("Runtimes", "torch", "doubtful", text, "pip install triton")
+    if not found["compiler"]:
+        text = f"{seen}; triton has no C compiler to launch kernels with"
+        return Finding("Runtimes", "torch", "doubtful", text, "apt-get install gcc python3-dev")
+    return Finding("Runtimes", "torch", "ok", f"{seen}, with triton")
 
 
 def _both(packages: Mapping[str, Any]) -> bool:

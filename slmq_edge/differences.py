@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from slmq_edge.results import Run
-from slmq_edge.runner.environment import OF_RUNTIME
+from slmq_edge.runner.environment import OF_RUNTIME, computes_on_gpu
 from slmq_edge.runner.forward import LOGITS
 from slmq_edge.sides import DRIFTED, FLOAT_SCHEMES, precision
 
@@ -18,6 +18,7 @@ NOT_COMPARED = (
     "load_average_end",
     "engine",
     "session",
+    "placed",
     "board",
     LOGITS,  # where they differ, passes have no ratio
 )
@@ -42,7 +43,7 @@ def notes(baseline: Run, candidate: Run) -> Iterator[str]:
         yield "the baseline stores float32: against float16 its bytes would be about half"
     for name in ("threads", "repetitions", "warmups"):
         values = [getattr(run.workload, name) for run in (baseline, candidate)]
-        on_gpu = any(run.environment.get("tensorrt") for run in (baseline, candidate))
+        on_gpu = any(computes_on_gpu(run.environment) for run in (baseline, candidate))
         if values[0] != values[1] and not (on_gpu and name == "threads"):
             yield f"{name}: {values[0]} against {values[1]}"
     for role, run in (("baseline", baseline), ("candidate", candidate)):

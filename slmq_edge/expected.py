@@ -67,7 +67,7 @@ def estimate(request: Request) -> Estimate:
     ran, target = artifact_of(document, "", 0), kind_of(document)
     sheet = devices.load(request.device)
     # Laws have a factor for each mode; what a mode allows is in the sheet.
-    facts, asked = sheet.as_json(), bounds.card(document, work)
+    facts, asked = sheet.as_json(), bounds.card(document, work, sheet.kind)
     now = facts if request.mode is None else sheet.in_mode(request.mode).as_json()
     projection.require_runnable(target, asked.on_gpu, sheet)
     memory = _memory(sheet.name, facts, request.runs)

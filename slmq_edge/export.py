@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmq_edge import __version__, record
 from slmq_edge.checkpoint import Checkpoint
-from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
+from slmq_edge.errors import MissingExtra, UsageError, unknown
 from slmq_edge.exporters import ON_ONNXRUNTIME, TARGETS, Wanted
 from slmq_edge.exporters.limits import check_mode, check_runtime
 from slmq_edge.files import describe, new_folder
-from slmq_edge.runner.manifest import BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION, TRT
+from slmq_edge.runner.manifest import BUNDLE_FILE, BUNDLE_FORMAT, BUNDLE_VERSION, TORCH, TRT
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from slmq_edge.exporters.bundle import Written
-    from slmq_edge.golden import Draft, Golden
-    from slmq_edge.runner.golden import GoldenReport
+    from slmq_edge.exporters.bundle import Maker, Written
+    from slmq_edge.golden import Golden
     from slmq_edge.scheme import Scheme
 
 Progress = Callable[[float, str], None]
@@ -34,6 +30,8 @@ def check_target(wanted: Wanted) -> None:
         raise UsageError(unknown("target", wanted.target, tuple(TARGETS)))
     check_runtime(wanted.runtime, wanted.target)
     check_mode(wanted.activation_mode, wanted.target)
+    if wanted.target == TORCH:
+        return  # torch has quantized what is exported
     try:
         import onnx_ir  # noqa: F401  only asked whether it is there
     except ImportError as error:
@@ -53,7 +51,7 @@ def check_scheme(scheme: Scheme, wanted: Wanted = ON_ONNXRUNTIME) -> None:
 
     limits.activation_mode(scheme, wanted.activation_mode, wanted.target)
     limits.check(scheme, wanted.runtime, wanted.target)
-    if wanted.target == TRT:
+    if wanted.target in (TRT, TORCH):
         return
     # It is run here too, to be checked: found out now, not behind a night of quantizing.
     with contextlib.suppress(MissingExtra):
@@ -67,11 +65,12 @@ def export(
     force: bool = False,
     progress: Progress = lambda share, what: None,
     keep: bool = True,
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a checkpoint for a target to ``path``, and return its manifest.
 
     keep: the checkpoint is needed after this; otherwise its tensors are let go before the graph is
-    loaded.
+    loaded. digest: of the checkpoint.json that it was read with, where it was.
 
     Raises:
         Unsupported: the target or its runtime cannot run the scheme.
@@ -88,14 +87,15 @@ def export(
         for name, content in checkpoint.extras.items():
             (folder / name).write_bytes(content)
         progress(0.0, "writing the graph")
-        written = _writer(wanted.target)(checkpoint, folder, wanted)
+        maker = _maker(wanted.target)
+        written = maker.write(checkpoint, folder, wanted)
         progress(0.3, "recording golden prompts")
         tokenizer = goldens.tokenizer_for(checkpoint, folder)
         floats = getattr(torch, written.floats.name)
         golden = goldens.record(
             written.checkpoint,
             tokenizer,
-            lambda: _draft(folder / written.graph, checkpoint),
+            lambda: maker.draft(checkpoint, folder, written),
             floats,
         )
         _write_arrays(folder / goldens.FILE, golden)
@@ -104,9 +104,11 @@ def export(
             for one in (checkpoint, written.checkpoint):
                 one.tensors.clear()
                 one.integers.clear()
-        verified = _verify(folder, written.graphs, golden)
+        verified = maker.verify(folder, written, golden)
         manifest = _manifest(checkpoint, written, golden, verified)
         manifest["export"] = record.of_export(wanted)
+        if digest is not None:
+            manifest["checkpoint_sha256"] = digest
         texts = tuple(name for name in checkpoint.extras if licenses.is_text(name))
         (folder / card.FILE).write_text(card.card(manifest, texts), "utf-8")
         manifest["files"] = describe(folder)
@@ -115,15 +117,23 @@ def export(
     return manifest
 
 
-def _writer(target: str) -> Callable[[Checkpoint, Path, Wanted], Written]:
-    """What writes the graphs of a target; heavy to import."""
+def _maker(target: str) -> Maker:
+    """What makes the bundles of a target; heavy to import."""
+    from slmq_edge.exporters.bundle import Maker
+
+    if target == TORCH:
+        from slmq_edge.exporters import torch_bundle
+
+        return Maker(torch_bundle.write, torch_bundle.draft, torch_bundle.verify)
+    from slmq_edge.exporters import on_onnxruntime
+
     if target == TRT:
         from slmq_edge.exporters.trt import bundle
 
-        return bundle.write
+        return Maker(bundle.write, on_onnxruntime.draft, on_onnxruntime.verify)
     from slmq_edge.exporters import ort_bundle
 
-    return ort_bundle.write
+    return Maker(ort_bundle.write, on_onnxruntime.draft, on_onnxruntime.verify)
 
 
 def _write_arrays(file: Path, golden: Golden) -> None:
@@ -131,80 +141,6 @@ def _write_arrays(file: Path, golden: Golden) -> None:
 
     arrays: dict[str, Any] = golden.arrays
     np.savez_compressed(file, **arrays)
-
-
-def _draft(graph: Path, checkpoint: Checkpoint) -> Draft | None:
-    """Greedy guesses by the graph itself; ``None`` where no onnxruntime is installed.
-
-    Of graph and model, one's mapped file is resident at a time.
-    """
-    import numpy as np
-
-    from slmq_edge.exporters.bundle import SESSION_OPTIONS
-    from slmq_edge.runner import memory, ort
-
-    try:
-        # Weights are read from the file where they lie: slower, and no copy beside the model.
-        settings = {**SESSION_OPTIONS, "session.disable_prepacking": "1"}
-        session = ort.Session(graph, threads=1, settings=settings)
-    except MissingExtra:
-        return None
-    of_graph = memory.of_folder(graph.parent)
-    of_model = memory.of_addresses(tensor.data_ptr() for tensor in checkpoint.tensors.values())
-
-    def guess(tokens: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        if count == 0:
-            return tokens[:0]
-        memory.let_go(of_model)
-        logits, cache = session.prefill(tokens[None], 1, count)
-        found = [int(logits[0, -1].argmax())]
-        while len(found) < count:
-            logits, cache = session.step(np.array([found[-1:]]), cache)
-            found.append(int(logits[0, -1].argmax()))
-        memory.let_go(of_graph)
-        return np.array(found, np.int64)
-
-    return guess
-
-
-def _verify(
-    folder: Path, written: Mapping[str, str | None], golden: Golden
-) -> dict[str, Any] | None:
-    """Run the golden check of every graph that this CPU multiplies exactly, whatever its target.
-
-    ``None``: there is none, or no onnxruntime is installed.
-    """
-    from slmq_edge.exporters.bundle import SESSION_OPTIONS
-    from slmq_edge.runner import asked, ort, probe
-    from slmq_edge.runner import golden as check
-    from slmq_edge.runner.memory import return_memory
-
-    try:
-        runtime = ort.load_onnxruntime()
-    except MissingExtra:
-        return None
-    return_memory()  # what the simulation took
-    graphs = [
-        graph
-        for graph, integers in written.items()
-        if integers is None or probe.largest_error(folder / integers, 1, SESSION_OPTIONS) == 0
-    ]
-    if not graphs:
-        return None
-    limits = check.Limits(*(golden.limits[name] for name in check.Limits._fields))
-    try:
-        reports: list[GoldenReport] = [
-            check.check(ort.Session(folder / one, 1, SESSION_OPTIONS), golden.arrays, limits)
-            for one in graphs
-        ]
-    except SlmqError as error:
-        raise SlmqError(
-            f"the exported graph does not compute what its simulation computes: {error} "
-            "Nothing was written; this is a bug of ours or of onnxruntime "
-            f"{runtime.__version__}, please report it."
-        ) from error
-    where = {"onnxruntime": runtime.__version__, "provider": asked.ON_CPU.name, "graphs": graphs}
-    return {**where, **reports[0]._asdict()}
 
 
 def _manifest(

@@ -11,7 +11,9 @@ from slmq_edge import licenses, parts, presets
 from slmq_edge.errors import Damaged, SlmqError, UsageError
 from slmq_edge.files import Kind, existing, manifest_of
 from slmq_edge.runner.manifest import (
+    TORCH,
     graph_of,
+    kind_of,
     read_bundle,
     verify,
 )
@@ -149,7 +151,8 @@ def _sizes(
     from slmq_edge.models import TOKENIZER_FILES
 
     graph = graph_of(manifest)
-    whole = f"{graph}.data" if kind == "bundle" else WEIGHTS
+    data = graph if kind_of(manifest) == TORCH else f"{graph}.data"
+    whole = data if kind == "bundle" else WEIGHTS
     if kind == "bundle":
         weights = manifest.get("weight_bytes")
     elif (folder / WEIGHTS).is_file():

@@ -21,7 +21,10 @@ SCORED_PHASES = ("prefill", "decode")
 PEAK = "peak"  # a kind with this in its name is a high-water mark, any other a snapshot
 ON_GPU = "gpu_"  # a kind with this in its name is of a GPU's memory
 PREFERRED = ("gpu", "torch", "system")  # which peak is scored when a machine has several
+REST = "rest"  # of a device's memory, which not every device tells
 UNLIKE = "unlike kinds are never compared"
+UNLIKE_PARTS = "two runtimes that tell of other parts of a device's memory"
+TORCH_PEAK = "torch_peak_allocated"  # of tensors on a GPU: what the paper prints
 DEVICE = "device memory"  # scored where both sides have some: the model is there
 RATES = ("tokens/s", "tokens/J")  # more is better; of all else, less
 SIZE, SPEED, MEMORY = "float16_bytes", "decode_rate", "peak_memory"  # SLMQ_infer, in this order
@@ -93,7 +96,12 @@ def peak(baseline: Side, candidate: Side) -> tuple[Quantity, str | None]:
     sides = baseline, candidate
     if kind == DEVICE:
         # A board that shares its memory tells no rest.
-        parts = set.intersection(*(set(run.device_memory or {}) for s in sides for run in s.runs))
+        found = [set(run.device_memory or {}) for one in sides for run in one.runs]
+        parts = set.intersection(*found)
+        if set.union(*found) - parts - {REST}:
+            # They call what they hold by other names: what both tell is not the whole.
+            unlike = f"{UNLIKE_PARTS}: {UNLIKE}"
+            return Quantity(MEMORY, DEVICE, "B", None, None, reason=unlike), None
         before, after = (one.sample(lambda run: [_parts_bytes(run, parts)]) for one in sides)
         told = f"largest {DEVICE}, all parts that both tell of"
         return Quantity(MEMORY, DEVICE, "B", before, after, across=across), told
@@ -108,8 +116,16 @@ def peak(baseline: Side, candidate: Side) -> tuple[Quantity, str | None]:
 def scored_memory(baseline: Side, candidate: Side) -> tuple[str | None, tuple[str, ...]]:
     """Which memory enters SLMQ_infer: a peak of one kind, over phases that all runs have.
 
-    The kind is None where they share no peak; `DEVICE`, of no phase, where all have such.
+    The kind is None where they share no peak; `TORCH_PEAK` where torch computed on a GPU in both;
+    `DEVICE`, of no phase, where all have such.
     """
+    in_torch = tuple(
+        phase
+        for phase in SCORED_PHASES
+        if all(TORCH_PEAK in _known(side, phase) for side in (baseline, candidate))
+    )
+    if in_torch:
+        return TORCH_PEAK, in_torch
     if all(run.device_memory is not None for run in (*baseline.runs, *candidate.runs)):
         return DEVICE, ()
     if _elsewhere(baseline, candidate):
@@ -144,9 +160,16 @@ def _forward(baseline: Side, candidate: Side) -> Iterator[Quantity]:
     logits = {str(run.environment.get(LOGITS)) for one in sides for run in one.runs}
     unlike = f"logits of {' against '.join(sorted(logits))} positions: {UNLIKE}"
     reason = unlike if None not in (before, after) and len(logits) > 1 else None
+    if None not in (before, after) and len({_stays_in_torch(one) for one in sides}) > 1:
+        reason = f"torch's end before logits are handed to the host, others' behind it: {UNLIKE}"
     name = f"forward pass, {baseline.run.workload.prompt_tokens} tokens"
     across = differences.across(baseline.run, candidate.run)
     yield Quantity("forward_rate", name, "tokens/s", before, after, across=across, reason=reason)
+
+
+def _stays_in_torch(one: Side) -> bool:
+    """Whether passes end where the logits were computed; see `runner.forward`."""
+    return any(run.environment.get("torch") is not None for run in one.runs)
 
 
 def _passes(one: Side) -> Sample | None:

@@ -15,13 +15,14 @@ from slmq_edge.anatomy import Anatomy
 from slmq_edge.calibration import Size
 from slmq_edge.cost import Meter
 from slmq_edge.deviations import Run, deviations
-from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError, did_you_mean
+from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError
 from slmq_edge.presets import Preset
-from slmq_edge.quantization import Method, Progress, Task, method
+from slmq_edge.quantization import COMPILED, Method, Progress, Task, method
 from slmq_edge.recipe import Recipe
 from slmq_edge.runner.manifest import sha256
 from slmq_edge.scheme import Scheme, check_protected, require_weights, words_of
 from slmq_edge.settings import settings_of
+from slmq_edge.torch_device import at_work, checked, release
 
 if TYPE_CHECKING:
     from slmq_edge.calibration import Calibration, Text
@@ -51,7 +52,7 @@ class Request:
     or as text. preset: of windows, length and settings that are not given, and ``upstream-exact``
     of what is rounded; the rest of the scheme is as it stands. revision: of a hub model.
     text_sha256: what the calibration text's must be. spill: folder for activations. fresh: forget
-    what an interrupted run has finished.
+    what an interrupted run has finished. compiles: let torch compile what is repeated often.
     """
 
     scheme: Scheme
@@ -66,6 +67,7 @@ class Request:
     text_sha256: str | None = None
     spill: Path | None = None
     fresh: bool = False
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,12 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
     settings = settings_of(chosen.Settings, request.method, request.settings, preset.values(bits))
     if request.method != "none":
         require_weights(request.scheme, request.method)
-    device = _device(request.device)
+    if request.compiles and request.method not in COMPILED:
+        raise UsageError(
+            f"--compile: {request.method} has no step that is compiled "
+            f"({', '.join(COMPILED)} has): leave it out"
+        )
+    device = checked(request.device)
     _check_spill(request.spill)
     calibrates = chosen.CALIBRATION is not None or request.scheme.is_static
     # Which linears are protected is found on the text, or was.
@@ -149,8 +156,24 @@ def quantize(
     Raises:
         SlmqError: damaged weights, a text too short, a loss that is no number.
     """
+    with at_work(planned.device):
+        release(planned.device)
+        meter = Meter(planned.device, "tokenizing")
+        try:
+            return _metered(planned, meter, progress, note, shown)
+        finally:
+            meter.close()
+
+
+def _metered(
+    planned: Plan,
+    meter: Meter,
+    progress: Progress,
+    note: Note,
+    shown: Callable[[Decoder], None],
+) -> Checkpoint:
+    """A plan carried out, its cost read from the meter."""
     tokenizer = None if planned.text is None else models.read_tokenizer(planned.source.folder)
-    meter = Meter(planned.device, "tokenizing")
     report = meter.watched(progress)
     report(0.0, "tokenizing")
     calibration = _calibration(planned, tokenizer)
@@ -169,7 +192,17 @@ def quantize(
         planned = _with_found(planned, calibration, tell)
     # Prepared is the model for the scheme as it is named; what is protected is another's rounding.
     named = dataclasses.replace(planned.request.scheme, protected=())
-    task = Task(named, planned.settings, calibration, report, tell, finished, planned.request.spill)
+    request = planned.request
+    task = Task(
+        named,
+        planned.settings,
+        calibration,
+        report,
+        tell,
+        finished,
+        request.spill,
+        request.compiles,
+    )
     try:
         made = _made(planned, task, tokenizer, shown)
     except BaseException as error:
@@ -180,6 +213,7 @@ def quantize(
         "calibration_sha256": None if planned.text is None else planned.text.sha256,
         "resumed_behind_block": done,
         "resumed_with": list(parts),
+        "compiled": request.compiles,
         "made_with": record.here(),
     }
     return dataclasses.replace(made, cost=cost, notes=tuple(notes))
@@ -202,7 +236,8 @@ def prepare(
     request = planned.request
     named = dataclasses.replace(request.scheme, protected=())
     task = Task(named, planned.settings, calibration, progress, note, None, request.spill)
-    return method(request.method).prepare(_read(planned, progress), task).model
+    with at_work(planned.device):
+        return method(request.method).prepare(_read(planned, progress), task).model
 
 
 def forget(planned: Plan) -> None:
@@ -221,16 +256,19 @@ def _made(
     source, calibration = planned.source, task.calibration
     # The model read is nobody's but the method's: what it replaces is freed as it goes.
     prepared = method(planned.request.method).prepare(_read(planned, task.progress), task)
+    release(planned.device)
     if planned.request.scheme.is_open:
         from slmq_edge.analysis import protecting
 
         planned = protecting.named(planned, prepared.model, tokenizer, task)
+        release(planned.device)
     request = planned.request
     inputs: dict[str, Steps] = {}
     if request.scheme.is_static:
         assert calibration is not None, "plan() sees to it"
         tokens = calibration.tokens.to(planned.device)
         inputs = ranges.find(prepared.model, tokens, request.scheme, task.progress)
+        release(planned.device)
     model = prepared.model
     shown(dataclasses.replace(model, weights=dict(model.weights)))
     task.progress(0.0, "rounding")
@@ -386,6 +424,7 @@ def _finished_folder(planned: Plan) -> Finished:
         "calibration": None if planned.text is None else planned.text.sha256,
         "size": dataclasses.asdict(planned.size),
         "device": planned.device,
+        **({"compiles": True} if request.compiles else {}),
     }
     return Finished(planned.unfinished, identity)
 
@@ -434,16 +473,3 @@ def _check_spill(folder: Path | None) -> None:
         raise NotFound(f"--spill {folder}: no such folder")
     if not os.access(folder, os.W_OK):
         raise SlmqError(f"--spill {folder}: the folder is not writable")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cpu":
-        return name
-    kind = name.split(":")[0]
-    if kind != "cuda":
-        raise UsageError(f"unknown device '{name}'{did_you_mean(kind, ('cpu', 'cuda'))}")
-    if not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
-    return name

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from slmq_edge.bounds import Card
-from slmq_edge.runner.manifest import TRT, kind_of
+from slmq_edge.runner.manifest import TORCH, TRT, kind_of
 from slmq_edge.runner.trt import memory, recipe, shapes
 from slmq_edge.runner.trt.commands import WORKSPACE_MIB
 
-# Python, onnxruntime and what it maps of itself; of TensorRT's libraries a guess.
-PROCESS, PROCESS_TRT = 100 * 10**6, 300 * 10**6
+# Python, onnxruntime and what it maps of itself; of TensorRT's libraries a guess; with torch, as a
+# run of a built-in model began on x86-64.
+PROCESS, PROCESS_TRT, PROCESS_TORCH = 100 * 10**6, 300 * 10**6, 240 * 10**6
 FLOAT = 4
 # Of what the label says, Linux never sees so much: 3 to 7 % on eight Jetsons that print their RAM.
 CARVED_OUT = 0.07
@@ -116,4 +117,5 @@ def _onnxruntime(
         parts["CUDA context"] = memory.CONTEXT
     else:
         parts["copy while loading"] = asked.largest_bytes
-    return parts if apart else {**parts, "process": PROCESS}
+    process = PROCESS_TORCH if kind_of(bundle) == TORCH else PROCESS
+    return parts if apart else {**parts, "process": process}

@@ -45,6 +45,7 @@ class Simulation:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        checkpoint = moved(checkpoint, device)
         self.checkpoint = checkpoint
         self._floats, self._device = dtype, device
         self._dtype = torch.float32 if dtype == torch.float16 else dtype
@@ -126,6 +127,17 @@ class Simulation:
 
     def _here(self, t: Tensor) -> Tensor:
         return t.to(self._device, self._dtype)
+
+
+def moved(checkpoint: Checkpoint, device: torch.device | str) -> Checkpoint:
+    """The checkpoint with its tensors on a device, where none of them has to be sent again."""
+    if torch.device(device).type == "cpu":
+        return checkpoint
+    return dataclasses.replace(
+        checkpoint,
+        integers={name: weight.to(device) for name, weight in checkpoint.integers.items()},
+        tensors={name: tensor.to(device) for name, tensor in checkpoint.tensors.items()},
+    )
 
 
 class _ReadAs(dict[str, Tensor]):

@@ -93,7 +93,7 @@ def test_a_checkpoint_is_exported_as_it_stands(bundles: Path) -> None:
     assert_one_line(again, 2, "is a checkpoint", "--scheme", "--steps")
     assert_one_line(slmq("export", "ckpt", "-o", "ckpt", "--force", cwd=bundles), 2, "is read")
     assert_one_line(slmq("quantize", "ckpt", "-o", "other", cwd=bundles), 2, "export it")
-    assert_one_line(slmq("profile", "ckpt", cwd=bundles), 1, "is not a bundle")
+    assert_one_line(slmq("profile", "ckpt", cwd=bundles), 2, "is a checkpoint", "--runtime torch")
 
 
 @pytest.mark.slow

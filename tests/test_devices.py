@@ -51,6 +51,7 @@ ASKED_FOR = {
     "a800-80gb-sxm",
     "a100-80gb-sxm",
     "h200",
+    "h100-80gb-sxm",
     "rtx-4090",
     "generic-x86_64",
     "generic-aarch64",

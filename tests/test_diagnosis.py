@@ -228,6 +228,26 @@ JETSON = {"machine": "aarch64", "hostname": "orin", "model": "NVIDIA Jetson Orin
           "memory_total_bytes": 7_990_000_000}  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("told", "state", "words"),
+    [
+        ({"error": "not installed"}, "absent", "not installed"),
+        ({}, "ok", "2.13.0 sees no GPU: bundles for torch run on the CPU"),
+        ({"gpus": ["H100"]}, "ok", "2.13.0 sees H100, with triton"),
+        ({"gpus": ["H100"], "triton": False}, "doubtful", "plain torch"),
+        ({"gpus": ["H100"], "compiler": None}, "doubtful", "no C compiler"),
+    ],
+)
+def test_torch_says_what_its_bundles_would_run_on(
+    told: dict[str, Any], state: str, words: str
+) -> None:
+    seen = {"version": "2.13.0", "gpus": [], "triton": True, "compiler": "/usr/bin/cc", **told}
+    one = _named(findings(_document(torch=seen), True), "torch")
+    assert one.state == state
+    assert words in one.text
+    assert bool(one.fix) == (state == "doubtful")
+
+
 def test_a_jetson_is_told_of_jetpacks_packages() -> None:
     document = _document(machine=JETSON, nvml={"driver": "540.4", "gpus": [ORIN]})
     found = findings(document, True)

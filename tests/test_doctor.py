@@ -41,6 +41,7 @@ def test_what_this_machine_can_do() -> None:
     assert set(found["products"]) == set(found["providers"])
     assert set(found["products"][CPU]) == set(PRODUCTS)
     assert found["products"][CPU]["uint8 x uint8"]["right"]
+    assert set(document["torch"]) == {"version", "gpus", "triton", "compiler"}
     assert document["sensors"]["kind"] in ("cpu", "cuda", "jetson", "raspberrypi")
     assert document["room"]["disk_free_bytes"] > 0
     assert document["machine"]["machine"]

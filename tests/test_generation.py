@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from slmq_edge import generation
 from slmq_edge.errors import SlmqError
 from slmq_edge.generation import INTERRUPTED, LENGTH, STOP, Sampling, Token, candidates, chooser
+from slmq_edge.runner.greedy import Greedy
 
 LOGITS = arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(-30, 30, width=32))
 SHARES = st.floats(1e-6, 1 - 1e-6)
@@ -90,7 +91,7 @@ def test_logits_that_are_no_numbers_are_refused(wrong: float, how: Sampling) -> 
         chooser(how)(np.array([0, wrong, 1], np.float32))
 
 
-class Counting:
+class Counting(Greedy):
     """A decoder of 100 tokens that answers n with n + 1, and takes as long as it is told."""
 
     def __init__(self) -> None:

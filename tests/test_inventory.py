@@ -66,6 +66,8 @@ def test_a_single_device_is_one_target() -> None:
         inventory.targets(__file__)
     with pytest.raises(UsageError, match="is no device"):
         inventory.targets("orin")
+    with pytest.raises(UsageError, match="--torch-device cuda:1"):
+        inventory.targets("cuda:1")
 
 
 ONE = '[[board]]\nname = "a"\ndevice = "ssh://a"\n'

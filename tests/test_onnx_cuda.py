@@ -25,10 +25,11 @@ from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import Wanted, cuda, limits, onnx, probe, weights
 from slmq_edge.exporters.flavours import ORT, ORT_CUDA
-from slmq_edge.exporters.graph import FLOAT16, Builder
+from slmq_edge.exporters.floats import FLOAT16
+from slmq_edge.exporters.graph import Builder
 from slmq_edge.golden import measure_noise
 from slmq_edge.quantization.rounding import quantize
-from slmq_edge.runner import asked, job, manifest, measure, ort, profiled
+from slmq_edge.runner import asked, job, journal, manifest, measure, ort, profiled, runtimes
 from slmq_edge.runner.golden import load
 from slmq_edge.runner.probe import activations as extreme_inputs
 from slmq_edge.runner.probe import product as product_of_probe
@@ -342,6 +343,64 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(
     with pytest.raises(Unsupported, match="cannot start CUDAExecutionProvider here"):
         ort.open_session(bundle / manifest.GRAPH, 1, {}, provider=asked.ON_CUDA)
     assert ort.open_session(bundle / manifest.GRAPH, 1, {}).asked == [(asked.ON_CPU.name, {})]
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An onnxruntime that says CUDA and runs everything on the CPU."""
+    real = ort.load_onnxruntime()
+
+    base: Any = real.InferenceSession
+
+    class OnCpu(base):
+        def __init__(self, *given: Any, providers: Any, **more: Any) -> None:
+            super().__init__(*given, providers=[asked.ON_CPU.name], **more)
+
+        def get_providers(self) -> list[str]:
+            return [asked.ON_CUDA.name, asked.ON_CPU.name]
+
+    told = {"InferenceSession": OnCpu, "get_available_providers": lambda: [asked.ON_CUDA.name]}
+    fake = SimpleNamespace(**{**vars(real), **told})
+    monkeypatch.setattr(ort, "load_onnxruntime", lambda: fake)
+    monkeypatch.setattr(runtimes, "_gpu", lambda: {"gpu": "A GPU", "driver": None})
+    monkeypatch.setitem(asked.MEMORY, asked.ON_CUDA.name, "cpu")
+
+
+def _job(bundle: Path, folder: Path) -> job.Job:
+    return job.Job(bundle, folder / "journal.jsonl", measure.Workload(8, 4, 1, 0, 1), "cpu", False)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_products_that_fell_back_to_the_cpu_are_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"0 % of its multiply-adds.*MatMulInteger on CPU"):
+        job.check(_job(bundle, tmp_path), lambda line: None)
+    names = [event["event"] for event in journal.read(tmp_path / "journal.jsonl")]
+    assert names == ["begin", "probe", "golden"]
+
+
+@pytest.mark.usefixtures("pretended")
+def test_products_on_the_gpu_are_recorded(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = profiled.read
+
+    def read(file: Path) -> list[Any]:
+        """The record of a GPU that leaves gathering to the CPU."""
+        events = [dict(event) for event in real(file)]
+        for event in events:
+            name = event.get("args", {}).get("op_name")
+            if name is not None and name != "Gather":
+                event["args"] = {**event["args"], "provider": asked.ON_CUDA.name}
+        return events
+
+    monkeypatch.setattr(profiled, "read", read)
+    assert job.check(_job(bundle, tmp_path), lambda line: None)
+    *_, last = journal.read(tmp_path / "journal.jsonl")
+    assert last["event"] == "placed"
+    for phase in ("prefill", "decode"):
+        assert last["steps"][phase]["macs"] == 1.0
+        assert 0 < last["steps"][phase]["seconds"] < 1
+        assert set(last["steps"][phase]["elsewhere"]) == {"Gather"}
 
 
 def test_a_provider_that_nobody_knows_is_refused() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.errors import Unsupported
-from slmq_edge.exporters import linears, probe, rotations, roundings, weights
+from slmq_edge.exporters import linears, probe, rotations, roundings, rows, weights
 from slmq_edge.exporters.graph import Builder
 from slmq_edge.exporters.roundings import ZERO_POINT, ByToken
 from slmq_edge.quantization.hadamard import factors, rotate_last
@@ -240,8 +240,8 @@ def test_eight_bits_do_not_and_that_is_one_line() -> None:
     [
         {"operator": linears.OPERATOR},
         {"operator": linears.OPERATOR, "batch": "groups of inputs"},
-        {"operator": linears.BLOCK_OPERATOR, "bits": "4"},
-        {"operator": linears.BLOCK_OPERATOR, "bits": "8"},
+        {"operator": rows.BLOCK_OPERATOR, "bits": "4"},
+        {"operator": rows.BLOCK_OPERATOR, "bits": "8"},
     ],
 )
 def test_the_probe_returns_the_exact_product(gemm: dict[str, str]) -> None:

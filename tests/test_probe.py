@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slmq_edge.errors import Unsupported
-from slmq_edge.exporters import graph, linears
+from slmq_edge.exporters import graph, linears, rows
 from slmq_edge.exporters import probe as probes
 from slmq_edge.exporters.bundle import SESSION_OPTIONS
 from slmq_edge.runner import manifest, probe
@@ -26,7 +26,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def bundle(bits: int, accuracy: int) -> dict[str, Any]:
         monkeypatch.setattr(linears, "INTEGER_INPUT", accuracy)
-        gemm = {"operator": linears.BLOCK_OPERATOR, "bits": str(bits), "weight": "uint8"}
+        gemm = {"operator": rows.BLOCK_OPERATOR, "bits": str(bits), "weight": "uint8"}
         (tmp_path / manifest.GRAPH_FOLDER).mkdir()
         graph.save(probes.write_probe(gemm), tmp_path / manifest.PROBE)
         runtime = {"minimum_version": "1.19", "session_options": SESSION_OPTIONS}
@@ -39,7 +39,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_kernel_that_rounds_its_input_passes(bits: int, write: Any, tmp_path: Path) -> None:
     bundle = write(bits, ROUNDED)
     assert probe.rounds_input(tmp_path / manifest.PROBE, 1, SESSION_OPTIONS)
-    assert probe.run(tmp_path, bundle, 1) == (linears.BLOCK_OPERATOR, True, 0, manifest.GRAPH)
+    assert probe.run(tmp_path, bundle, 1) == (rows.BLOCK_OPERATOR, True, 0, manifest.GRAPH)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -31,6 +31,7 @@ from slmq_edge.reports.profile import render
 from slmq_edge.runner import forward, job, journal, measure, resume
 from slmq_edge.runner.forward import Together
 from slmq_edge.runner.golden import golden_file
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.manifest import read_bundle
 from slmq_edge.runner.measure import Text, Workload
 from slmq_edge.tracks import inference
@@ -99,7 +100,7 @@ def test_without_a_protocol_nothing_is_said_of_one(bundle: Path, tmp_path: Path)
     assert "forward" not in render(found)
 
 
-class Recorder:
+class Recorder(Greedy):
     """A session that remembers what it was asked, each pass a second longer."""
 
     appends = False
@@ -209,7 +210,7 @@ def test_an_older_run_is_read(bundle: Path, tmp_path: Path) -> None:
 def test_a_plain_job_is_written_as_it_was(bundle: Path, tmp_path: Path) -> None:
     """A board knows its runs by it, those too that an older release began."""
     plain = job.Job(bundle, tmp_path / "x", PLAIN, "cpu", False).document()
-    assert set(plain) == set(job.Job._fields)
+    assert set(plain) == set(job.Job._fields) - {"torch_device"}
     assert set(plain["workload"]) == set(Workload._fields[:5])
 
 
@@ -400,6 +401,21 @@ def test_passes_with_other_logits_are_not_compared() -> None:
     compared = compare(paper(run(), 2.0), paper(run("w8a8"), 0.5, logits=64))
     assert compared.row("forward_rate").ratio is None
     assert "logits of 128 against 64 positions" in str(compared.row("forward_rate").reason)
+
+
+def test_passes_of_torch_are_compared_with_torchs_alone() -> None:
+    """Its passes end before their logits are on the host."""
+
+    def in_torch(base: results.Run, seconds: float) -> results.Run:
+        found = paper(base, seconds)
+        return dataclasses.replace(found, environment={**found.environment, "torch": "2.13.0"})
+
+    assert (
+        compare(in_torch(run(), 2.0), in_torch(run("w8a8"), 0.5)).row("forward_rate").ratio == 4.0
+    )
+    row = compare(paper(run(), 2.0), in_torch(run("w8a8"), 0.5)).row("forward_rate")
+    assert row.ratio is None
+    assert "handed to the host" in str(row.reason)
 
 
 def test_another_text_of_the_same_name_is_told() -> None:

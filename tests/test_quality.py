@@ -61,7 +61,7 @@ def test_w8a8_is_no_worse_than_rounding(method: str) -> None:
     ("scheme", "method", "preset", "least"),
     [
         ("w4a8", "gptq", "upstream", 0.45),
-        ("w4a8", "omniquant", "upstream", 0.35),
+        pytest.param("w4a8", "omniquant", "upstream", 0.35, marks=pytest.mark.slow),
         pytest.param("w4a8", "spinquant", "best", 0.50, marks=pytest.mark.slow),
         pytest.param("w4a8-g32", "spinquant", "best", 0.60, marks=pytest.mark.slow),
     ],

@@ -331,6 +331,9 @@ def test_a_failure_before_the_first_block_leaves_nothing(
         (("--steps", "few"), UsageError, ("--steps takes a whole number, not 'few'",)),
         (("--kv", 4), UsageError, ("unknown kv '4'",)),
         (("--config", "no.toml"), NotFound, ("no recipe at no.toml",)),
+        (("--device", "cudda"), UsageError, ("unknown device 'cudda'", "did you mean cuda")),
+        (("--device", "cpu:1"), UsageError, ("cpu, cuda or cuda:N",)),
+        (("--compile", "-m", "gptq"), UsageError, ("gptq has no step", "omniquant has")),
     ],
 )
 def test_a_mistake_is_found_before_any_work(

@@ -106,7 +106,10 @@ def test_a_run_comes_out_again_to_the_last_bit(place: Path, tmp_path: Path) -> N
     [
         ("--method", "none", "--scheme", "fp32"),
         ("--method", "gptq", "--scheme", "w4a8-b32", "--protect", 1, "--lm-head", "int8"),
-        ("--method", "smoothquant", "--target", "trt", "--activation-mode", "static"),
+        pytest.param(
+            ("--method", "smoothquant", "--target", "trt", "--activation-mode", "static"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_kind_of_bundle_says_how_it_was_made(

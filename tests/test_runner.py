@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 
 from slmq_edge.errors import Damaged, NotFound, SlmqError, Unsupported, UsageError
 from slmq_edge.profiles.fake import Fake, FakeClock
-from slmq_edge.runner import golden, job, manifest, measure, ort, probe
+from slmq_edge.runner import golden, job, manifest, measure, ort, probe, windows
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.measure import Workload
 from tests import toy_graph
 
@@ -200,7 +202,7 @@ def test_another_model_fails_and_the_figure_is_named(session: ort.Session) -> No
         golden.check(session, arrays, BOUNDS)
 
 
-class Altered:
+class Altered(Greedy):
     """A session whose logits are changed at one kind of call."""
 
     def __init__(self, session: ort.Session, call: str, change: Any) -> None:
@@ -316,7 +318,7 @@ def _events() -> list[dict[str, Any]]:
     return []
 
 
-class Timed:
+class Timed(Greedy):
     """A decoder whose steps take as long as it is told."""
 
     def __init__(self, clock: FakeClock, prefill_seconds: float, step_seconds: float) -> None:
@@ -397,3 +399,31 @@ def test_nothing_is_measured_without_a_check(bundle: Path, tmp_path: Path) -> No
     with pytest.raises(SlmqError, match="has not passed its golden check"):
         job.measure_job(work, lambda line: None)
     assert path.read_text() == ""
+
+
+def test_windows_of_a_run_that_goes_on_begin_warm(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs for the first time in a process compiles, and takes memory."""
+    path = tmp_path / "journal"
+    work = job.Job(bundle, path, Workload(4, 2, 1, 0, 1), "fake", False, power_seconds=0.01)
+    assert job.check(work, lambda line: None)
+    job.measure_job(work, lambda line: None)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if json.loads(x)["event"] not in ("power", "end")))
+    seen: list[str] = []
+    first, of_work = ort.Session.first, windows.of_work
+
+    def read(self: ort.Session, tokens: Any, room: int) -> tuple[Any, Any]:
+        seen.append("first")
+        return first(self, tokens, room)
+
+    def watched(*asked: Any) -> Any:
+        seen.append("windows")
+        return of_work(*asked)
+
+    monkeypatch.setattr(ort.Session, "first", read)
+    monkeypatch.setattr(windows, "of_work", watched)
+    monkeypatch.setattr(windows, "has_meter", lambda profile: True)
+    job.measure_job(work, lambda line: None)
+    assert seen[:2] == ["first", "windows"]

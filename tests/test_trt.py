@@ -23,7 +23,7 @@ from slmq_edge.errors import Damaged, Unsupported, UsageError
 from slmq_edge.export import check_scheme, check_target, export
 from slmq_edge.exporters import Wanted, graph, limits
 from slmq_edge.exporters.bundle import SESSION_OPTIONS
-from slmq_edge.exporters.graph import FLOAT16, FLOAT32
+from slmq_edge.exporters.floats import FLOAT16, FLOAT32
 from slmq_edge.exporters.trt import convert, decoder
 from slmq_edge.golden import kl_divergence, measure_noise
 from slmq_edge.runner import environment, manifest

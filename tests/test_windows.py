@@ -16,6 +16,7 @@ from slmq_edge import energy
 from slmq_edge.profiles.board import Mode
 from slmq_edge.profiles.fake import Fake, FakeClock
 from slmq_edge.runner import around, job, journal, manifest, ort, resume, stability, windows
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.measure import Workload
 from slmq_edge.runner.windows import Sampler
 from tests import toy_graph
@@ -155,7 +156,7 @@ def test_noise_of_five_percent_is_no_drift(values: list[float]) -> None:
     assert found is None or abs(found) <= 0.0527  # 1 / 0.95
 
 
-class Drifting:
+class Drifting(Greedy):
     """A machine whose decoding takes as long as it is told, round by round."""
 
     appends = False

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from slmq_edge.runner import manifest
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.trt import cuda
 from slmq_edge.runner.trt.recipe import Port, Recipe
 from slmq_edge.runner.trt.shapes import Shapes
@@ -108,7 +109,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, device: cuda.Device = ORIN) -> None
     monkeypatch.setattr(cuda, "memory", lambda: (FREE, TOTAL))
 
 
-class ToySession:
+class ToySession(Greedy):
     """`toy_graph`'s model behind the runner's Decoder, as an engine would be. appends: false."""
 
     appends = False
@@ -120,7 +121,9 @@ class ToySession:
     def close(self) -> None:
         self.closed += 1
 
-    def prefill(self, tokens: Any, keep: int | None = None, room: int = 0) -> tuple[Any, Any]:
+    def prefill(
+        self, tokens: Any, keep: int | None = None, room: int = 0, piece: int | None = None
+    ) -> tuple[Any, Any]:
         found = toy_graph.logits(self._weights, tokens[0])[None]
         return found[:, -(keep or tokens.shape[1]) :], tokens[0]
 

@@ -21,7 +21,7 @@ from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.errors import Unsupported
 from slmq_edge.exporters import Wanted, graph, limits
 from slmq_edge.exporters.bundle import Written
-from slmq_edge.exporters.graph import FLOAT16
+from slmq_edge.exporters.floats import FLOAT16
 from slmq_edge.exporters.lowering import Form, Lowering, lowering
 from slmq_edge.exporters.trt import decoder, linears, lint
 from slmq_edge.exporters.trt.convert import MEASURED, convert, finds_ranges
@@ -74,9 +74,9 @@ def write(checkpoint: Checkpoint, folder: Path, wanted: Wanted) -> Written:
     written = decoder.write(checkpoint, opset)
     graph.save(written.model, folder / TRT_GRAPH)
     sizes = graph.tensor_bytes(written.model)
-    form = Form(FLOAT16, linears.OPERATOR, "int8", ATTENTION, opset)
+    form = Form(FLOAT16, linears.OPERATOR, "int8", ATTENTION, opset, graph.IR_VERSIONS[opset])
     report = lowering(written.multiplications, checkpoint, form, changes, scheme)
-    recipe = _recipe(written, report, checkpoint.anatomy, runtime, mode or "float")
+    recipe = _recipe(written, report, checkpoint.anatomy, opset, runtime, mode or "float")
     recipe = recipe._replace(weight_bytes=sum(sizes.values()))
     notes = _linted(folder / TRT_GRAPH, recipe)
     document = json.dumps(recipe.as_json(), indent=1)
@@ -102,10 +102,15 @@ def _named_text(checkpoint: Checkpoint) -> str:
 
 
 def _recipe(
-    written: decoder.Written, report: Lowering, shape: Anatomy, runtime: str, activations: str
+    written: decoder.Written,
+    report: Lowering,
+    shape: Anatomy,
+    opset: int,
+    runtime: str,
+    activations: str,
 ) -> Recipe:
     return Recipe(
-        opset=report.opset,
+        opset=opset,
         tensorrt=limits.TENSORRTS[runtime],
         floats=FLOAT16.name,
         activations=activations,

@@ -17,7 +17,8 @@ from slmq_edge.anatomy import ATTENTION_FEED, GATE_UP, MLP_FEED, QKV, Anatomy
 from slmq_edge.checkpoint import Checkpoint, IntegerWeight
 from slmq_edge.exporters import rotations
 from slmq_edge.exporters.attention import Cache, as_outputs
-from slmq_edge.exporters.graph import FLOAT16, Builder, Floats
+from slmq_edge.exporters.floats import FLOAT16, Floats
+from slmq_edge.exporters.graph import Builder, onnx_type
 from slmq_edge.exporters.lowering import context_length
 from slmq_edge.exporters.rows import Multiplication, Part
 from slmq_edge.exporters.trt import linears
@@ -272,7 +273,7 @@ def inputs(shape: Anatomy, floats: Floats) -> dict[str, ir.Value]:
         ir.val("position_ids", int64, [1, NEW]),
         ir.val("logits_positions", int64, [KEPT]),
         *(
-            ir.val(f"past_key_values.{layer}.{kind}", floats.onnx, _cache_shape(shape))
+            ir.val(f"past_key_values.{layer}.{kind}", onnx_type(floats), _cache_shape(shape))
             for layer in range(shape.layers)
             for kind in ("key", "value")
         ),

@@ -31,9 +31,9 @@ from slmq_edge.decoder import (
     rotary_table,
     untouched,
 )
-from slmq_edge.quantization import Progress
+from slmq_edge.quantization import Progress, readback
 from slmq_edge.quantization.rounding import operands_of
-from slmq_edge.simulation import Simulation
+from slmq_edge.simulation import Simulation, moved
 
 Kind = Literal["both", "weights", "activations"]
 # Logits that are held at a time, some of them in float64.
@@ -78,6 +78,7 @@ class Partly:
         table = model.weights[f"{names.EMBED}.weight"]
         scheme = checkpoint.scheme
         floats = dataclasses.replace(scheme, activations=None, mixed=None)
+        checkpoint = moved(checkpoint, table.device)  # once, for both
         inputs_in_float = dataclasses.replace(checkpoint, scheme=floats)
         self.model = model
         self._rounded = Simulation(checkpoint, table.dtype, table.device)
@@ -147,11 +148,11 @@ def measure(
     shape = model.anatomy
     head = shape.layers * shape.head_macs_per_token / shape.linear_macs_per_token
     together = max(1, HELD_LOGITS // (shape.vocab * tokens.shape[1]))
-    chunks = torch.split(tokens, together)
+    device = model.weights[f"{names.EMBED}.weight"].device
+    chunks = torch.split(tokens.to(device), together)
     total = len(chunks) * sum(shape.layers - max(case.first, 0) + head for case in cases)
     done, found, exact = 0.0, defaultdict[Case, list[Tensor]](list), list[Tensor]()
-    for chunk in chunks:
-        here = chunk.to(model.weights[f"{names.EMBED}.weight"].device)
+    for here in chunks:
         stream = embed(model, here)
         plain = Case(frozenset(), "both", 0)
         reference = _Reference(partly.logits(stream, plain, 0), here)
@@ -166,9 +167,11 @@ def measure(
                 progress(done / total, f"measuring damage, block {place} of {shape.layers}")
             if START < layer < shape.layers:
                 stream = block(model, layer, stream, rotary)
-    log_probability = torch.cat(exact).mean().item()
+    summaries = [_summary(torch.cat(found[case], dim=1)) for case in cases]
+    log_probability, *read = readback.numbers(torch.cat(exact).mean(), *summaries)
+    by_case = zip(*[iter(read)] * 3, strict=True)
     return math.exp(-log_probability), {
-        case: _damage(torch.cat(found[case], dim=1), log_probability) for case in cases
+        case: _damage(log_probability, *one) for case, one in zip(cases, by_case, strict=True)
     }
 
 
@@ -194,13 +197,18 @@ class _Reference:
         return torch.stack([kl.mean(1), targets.mean(1)])
 
 
-def _damage(by_window: Tensor, log_probability: float) -> Damage:
-    """by_window: [2, windows], of ``compare``. log_probability: the float model's mean."""
+def _summary(by_window: Tensor) -> Tensor:
+    """Of ``compare`` [2, windows]: mean KL, its standard error, mean log-probability."""
     kls, others = by_window
-    error = kls.std().item() / math.sqrt(len(kls)) if len(kls) > 1 else 0.0
+    error = kls.std() / math.sqrt(len(kls)) if len(kls) > 1 else torch.zeros_like(kls[0])
+    return torch.stack([kls.mean(), error, others.mean()])
+
+
+def _damage(log_probability: float, kl: float, error: float, other: float) -> Damage:
+    """log_probability: the float model's mean; other: the case's."""
     return Damage(
         # Of what changes nothing, float64's own noise may be below zero.
-        kl=max(0.0, kls.mean().item()),
+        kl=max(0.0, kl),
         kl_error=error,
-        perplexity_ratio=math.exp(log_probability - others.mean().item()),
+        perplexity_ratio=math.exp(log_probability - other),
     )

@@ -14,15 +14,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import slmq_edge
-from slmq_edge.bench.cells import Cell
+from slmq_edge.bench.cells import PROGRAM, Cell
 from slmq_edge.errors import SlmqError
 
-MARK = "SLMQ_EDGE_BENCH"
+MODULE, MARK = "slmq_edge", "SLMQ_EDGE_BENCH"
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 10.0  # between Ctrl-C and SIGKILL
 STRAY_SECONDS = 10.0  # for a process to be gone behind SIGKILL
@@ -40,22 +41,33 @@ class Child:
     log_start: int
 
 
-def start(out: Path, cell: Cell, mark: str, at: str) -> Child:
-    """Start a cell in ``out``; its words are added to its log behind a line of their own."""
+def start(
+    out: Path,
+    cell: Cell,
+    mark: str,
+    at: str,
+    module: str = MODULE,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Child:
+    """Start a cell in ``out``; its words are added to its log behind a line of their own.
+
+    module: what its command is of. variables: of its environment, over ours.
+    """
     log = out / "cells" / cell.id / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as words:
-        words.write(f"--- {at}: slmq-edge {' '.join(cell.command)}\n".encode())
+        program = PROGRAM if module == MODULE else module
+        words.write(f"--- {at}: {program} {' '.join(cell.command)}\n".encode())
         words.flush()
         log_start = words.tell()
         process = subprocess.Popen(
             # -P: a folder there by the name of a module must not stand in for it.
-            [sys.executable, "-P", "-m", "slmq_edge", *cell.command],
+            [sys.executable, "-P", "-m", module, *cell.command],
             cwd=out,
             stdin=subprocess.DEVNULL,
             stdout=words,
             stderr=words,
-            env=_variables(mark),
+            env={**_variables(mark), **variables},
             start_new_session=True,
             preexec_fn=_end_with(os.getpid()),
         )

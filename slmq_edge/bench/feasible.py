@@ -17,6 +17,7 @@ from slmq_edge import builtin
 from slmq_edge.bench import verbs
 from slmq_edge.bench.cells import Cell
 from slmq_edge.errors import MissingExtra, SlmqError, UsageError, unknown
+from slmq_edge.runner.manifest import TORCH
 
 if TYPE_CHECKING:
     from slmq_edge.anatomy import Anatomy
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Made:
     """What a cell makes, or works with. tokens: that are calibrated on, 0 for none.
 
-    shape: ``None`` of a model that is not here yet. settings: of the method.
+    shape: ``None`` of a model that is not here yet. settings: of the method. target: of a bundle.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Made:
     shape: Anatomy | None
     tokens: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _export(cell: Cell, made: Mapping[str, Made], note: Note) -> Made:
     check_scheme(of.scheme, wanted)
     if of.shape is not None:
         check_widths(of.scheme, of.shape, wanted.target)
-    return of
+    return dataclasses.replace(of, target=wanted.target)
 
 
 def _build(cell: Cell, made: Mapping[str, Made], note: Note) -> Made:
@@ -151,7 +153,9 @@ def _profile(cell: Cell, made: Mapping[str, Made], note: Note) -> Made:
         check_protocol(words["protocol"], words["prompt_tokens"])
     if words["text"] is not None:
         existing(words["text"], "text")
+    _check_torch(words)
     of = made[cell.needs[0]]
+    _check_place(cell, of)
     needed = words["prompt_tokens"] + words["new_tokens"]
     if of.shape is not None and needed > context_length(of.shape):
         raise UsageError(
@@ -175,10 +179,12 @@ def _eval(cell: Cell, made: Mapping[str, Made], note: Note) -> Made | None:
         raise UsageError(unknown("dtype", words["dtype"], DTYPES))
     if words["against"] is not None:
         check_against(chosen, cell.is_remote)
+    _check_torch(words)
     tasks.require_lm_eval()
     if words["data_dir"] is not None:
         tasks.files(chosen, Folder(words["data_dir"], words["slices"]))
     if cell.needs:
+        _check_place(cell, made[cell.needs[0]])
         return made[cell.needs[0]]
     model = words["what"]
     if not _is_here(model, words["revision"]):
@@ -188,6 +194,21 @@ def _eval(cell: Cell, made: Mapping[str, Made], note: Note) -> Made | None:
 
     shape = models.read_anatomy(models.find(model, words["revision"]).folder)
     return Made("none", "", named("fp32"), shape)
+
+
+def _check_torch(words: Mapping[str, Any]) -> None:
+    from slmq_edge.runner import on_torch
+
+    if words["torch_device"] is not None:
+        on_torch.check_name(words["torch_device"])
+
+
+def _check_place(cell: Cell, of: Made) -> None:
+    """Refuse a bundle for torch on a board."""
+    from slmq_edge.runner import on_torch
+
+    if of.target == TORCH and cell.is_remote:
+        raise UsageError(f"{cell.device}: {on_torch.ELSEWHERE}")
 
 
 # Kind of cell -> what finds its mistakes. A kind is a verb.

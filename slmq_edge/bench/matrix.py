@@ -30,7 +30,8 @@ FLOAT_METHOD, FLOAT_SCHEME = Entry("none", "none"), Entry("fp32", "fp32")
 OF_BASELINE = ("calib", "device", "revision", "spill")
 BOARDS = "boards"  # where a board's own inventory is, of which --device takes one
 AGAINST = "against"  # of eval: a model, or a folder of ours
-TRT, ON_GPU = "trt", ("ort-cuda", "trt")
+TRT, TORCH, ON_GPU = "trt", "torch", ("ort-cuda", "trt")
+TORCH_DEVICE = "torch_device"  # an option of profile and eval
 # Verbs that look at a model while it is quantized: folder, methods unless said, words.
 EVERY: list[str] = []
 LOOKS: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
@@ -138,6 +139,7 @@ class _Builder:
 
     def __init__(self, plan: Plan, out: Path | None) -> None:
         self._plan, self._out = plan, out
+        self._targets = {entry.name: entry.value for entry in plan.axes["target"]}
         self._tracks = {track for track in TRACKS if track in plan.sections}
         scored = plan.sections.get("eval", {}).get("of", ["bundle"])
         scored = [scored] if isinstance(scored, str) else scored
@@ -235,10 +237,9 @@ class _Builder:
                 output = f"{folder}/{name}-{device.name}.json"
                 needs = here if is_here else (export.id,)
                 of_device = {**of, "device": device.name}
-                cell = self._cell(kind, f"{name}-{device.name}", head, {}, needs, output, of_device)
-                yield dataclasses.replace(
-                    cell, device=device.name, address=address, gpu=on_gpu and is_here
-                )
+                on = self._cell(kind, f"{name}-{device.name}", head, {}, needs, output, of_device)
+                gpu = (on_gpu or (on.gpu and target.value == TORCH)) and is_here
+                yield dataclasses.replace(on, device=device.name, address=address, gpu=gpu)
 
     def _of_model(self, model: Entry) -> Cell:
         head = [self._model(model.value), "--runtime", "torch"]
@@ -288,9 +289,11 @@ class _Builder:
         }
         if AGAINST in said and kind == "eval":
             said[AGAINST] = self._model(str(said[AGAINST]))
+        if "target" in of and self._targets[of["target"]] != TORCH:
+            said.pop(TORCH_DEVICE, None)  # of a section that is for all targets
         texts = verbs.arguments(kind, said, self._place)
         command = (kind, *head, *texts, *(() if kind == "build" else ("-o", output)))
-        device = str(said.get("device" if kind != "eval" else "torch_device", "cpu"))
+        device = str(said.get(TORCH_DEVICE if kind in ("profile", "eval") else "device", "cpu"))
         return dataclasses.replace(cell, command=command, gpu=device.startswith("cuda"))
 
     def _model(self, model: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from slmq_edge.caveats.evidence import Caveat, Evidence, worked
 from slmq_edge.profiles.board import STATE
+from slmq_edge.runner.environment import computes_on_gpu
 
 BUSY = 0.5  # other tasks per core at the start
 CLOCK_SPREAD = 0.10  # of the highest that was seen behind a round
@@ -36,7 +37,7 @@ def background_load(seen: Evidence) -> Caveat | None:
 
 def fewer_cores_than_threads(seen: Evidence) -> Caveat | None:
     threads, cores = seen.workload["threads"], seen.environment.get("cores")
-    if not cores or threads <= cores or seen.environment.get("tensorrt"):  # which has none of ours
+    if not cores or threads <= cores or computes_on_gpu(seen.environment):
         return None
     return Caveat(
         "fewer-cores-than-threads",

@@ -64,7 +64,14 @@ def evaluate(
     dtype: Annotated[
         str, typer.Option(help="Of a model: float32, float16 or bfloat16.")
     ] = "float32",
-    torch_device: Annotated[str, typer.Option(help="Of a model: cpu, cuda or cuda:N.")] = "cpu",
+    torch_device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With torch or simulated: cpu, cuda or cuda:N. Default: cpu; of a bundle for "
+            "torch a GPU where there is one.",
+        ),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Commit, branch or tag of a model from the hub.")
     ] = None,
@@ -108,9 +115,10 @@ def evaluate(
     the perplexity of a text of your own (--text), over windows of 2048 tokens; wherever a model's
     context is shorter, so are the windows, and the metric's name says it.
 
-    torch scores a model as transformers computes it, simulated a checkpoint with its rounding, ort
-    and trt what was exported: a bundle passes the checks of a measurement first. lm-eval stays
-    here; to a device go token ids, and log-probabilities come back.
+    torch scores a model as transformers computes it, and of a checkpoint the bundle for torch,
+    which is made beside the output; simulated scores a checkpoint with its rounding, ort, trt and
+    torch what was exported: a bundle passes the checks of a measurement first. lm-eval stays here;
+    to a device go token ids, and log-probabilities come back.
 
     Every question's log-probabilities are kept in eval.json, for slmq-edge gap. After Ctrl-C or a
     crash the same command goes on.
@@ -125,18 +133,23 @@ def evaluate(
       slmq-edge eval demo-llama --tasks builtin
       slmq-edge eval HuggingFaceTB/SmolLM-135M
       slmq-edge eval smollm-w8a8 --tasks piqa,wikitext2 --limit 200
+      slmq-edge eval my-checkpoint --runtime torch --torch-device cuda
       slmq-edge eval smollm-w8a8 --tasks text_windows --text manuals.txt
       slmq-edge eval smollm-w8a8 --data-dir questions --device ssh://me@orin.local
       slmq-edge eval smollm-w8a8 --tasks wikitext2_windows --against HuggingFaceTB/SmolLM-135M
       slmq-edge eval demo-llama --data-dir questions --slices --json | jq .tasks[].metrics
     """
+    from slmq_edge.checkpoint import is_checkpoint
     from slmq_edge.commands.formats import chosen_format
     from slmq_edge.commands.progress import bar
     from slmq_edge.errors import UsageError, unknown
-    from slmq_edge.files import check_output
+    from slmq_edge.files import check_output, existing_bundle
     from slmq_edge.remote.inventory import targets
     from slmq_edge.remote.target import LOCAL
     from slmq_edge.reports.eval import WRITERS
+    from slmq_edge.runner import runtimes
+    from slmq_edge.runner.manifest import BUNDLE_FILE
+    from slmq_edge.tracks import exported
     from slmq_edge.tracks.accuracy import own, scorers, tasks
     from slmq_edge.tracks.accuracy.evaluation import Asked
     from slmq_edge.tracks.accuracy.questions import Folder
@@ -158,6 +171,12 @@ def evaluate(
         check_against(chosen, remote)
     if runtime is not None and runtime not in scorers.SCORERS:
         raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
+    by_runner = runtime in runtimes.FAMILIES and runtime != scorers.TORCH
+    if runtime is not None and by_runner and (Path(what) / BUNDLE_FILE).is_file():
+        runtimes.require(Path(what), existing_bundle(Path(what)), runtime)
+    of_checkpoint = runtime == scorers.TORCH and is_checkpoint(Path(what))
+    if of_checkpoint:
+        exported.check(Path(what), runtime, remote, torch_device)
     kind = runtime or scorers.runtime_of(what)
     path = output or Path(f"{Path(what).resolve().name}-{kind}-eval.json")
     check_output(path, force)
@@ -168,6 +187,9 @@ def evaluate(
     if text is not None:
         own.of_file(text)
 
+    if of_checkpoint:
+        with bar("reading the checkpoint") as progress:
+            what = str(exported.bundle_of(Path(what), path.parent, progress, _say))
     place = Where(where[0], reconnect_limit * 60, deadline * 3600)
     scored = scorers.Asked(
         what,

@@ -64,6 +64,7 @@ def export(
       slmq-edge export HuggingFaceTB/SmolLM-135M --method smoothquant --lm-head int8
       slmq-edge export my-checkpoint/ -o bundle/
       slmq-edge export my-checkpoint/ --target ort-cuda -o bundle-for-a-gpu/
+      slmq-edge export my-checkpoint/ --target torch -o bundle-for-torch/
       slmq-edge export my-checkpoint/ --target trt --activation-mode static -o bundle-for-a-jetson/
       slmq-edge export --config my-checkpoint/recipe.toml --lm-head int8
     """
@@ -122,7 +123,13 @@ def _export_checkpoint(
     from slmq_edge.export import check_scheme
     from slmq_edge.export import export as write
     from slmq_edge.exporters.limits import check_widths
-    from slmq_edge.files import check_not_input, check_output, check_space, folder_bytes
+    from slmq_edge.files import (
+        check_not_input,
+        check_output,
+        check_space,
+        folder_bytes,
+    )
+    from slmq_edge.tracks.exported import digest_of
 
     check_output(destination, force, folder=True)
     check_not_input(destination, folder)
@@ -132,7 +139,8 @@ def _export_checkpoint(
     # For TensorRT, a checkpoint's 4 bits may become 8.
     check_space(destination, folder_bytes(folder) * (2 if wanted.target == TRT else 1))
     with bar("reading the checkpoint") as progress:
-        return write(load(folder), destination, wanted, force, progress, keep=False)
+        digest = digest_of(folder)
+        return write(load(folder), destination, wanted, force, progress, keep=False, digest=digest)
 
 
 def _refuse_settings(context: typer.Context, checkpoint: str) -> None:

@@ -22,7 +22,7 @@ WORTH_SAYING_BYTES = 1_000_000_000
 
 
 def request_of(recipe: Recipe, words: Mapping[str, Any]) -> Request:
-    """What a recipe asks for; ``words`` say how the run itself is to go (spill, fresh).
+    """What a recipe asks for; ``words`` say how the run itself is to go (spill, fresh, compile).
 
     Raises:
         UsageError: an unknown name, or words that contradict each other.
@@ -49,6 +49,7 @@ def request_of(recipe: Recipe, words: Mapping[str, Any]) -> Request:
         text_sha256=recipe.calibration.get("sha256"),
         spill=words["spill"],
         fresh=words["fresh"],
+        compiles=words["compile"],
     )
 
 

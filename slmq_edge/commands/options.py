@@ -115,7 +115,16 @@ MAKING: dict[str, Any] = {
     "fresh": _option(
         bool, "--fresh", help="Forget the blocks of a run that was interrupted, and start anew."
     ),
+    "compile": _option(
+        bool, "--compile",
+        help="Let torch compile the step that is learned by (omniquant). Needs Triton on a GPU, a "
+        "C++ compiler on a CPU; without, steps run as they are, and a note says so.",
+    ),
 }  # fmt: skip
+
+
+# Options that are off until they are said.
+SWITCHES = ("fresh", "compile")
 
 
 def of_making(verb: Callable[..., None]) -> Callable[..., None]:
@@ -128,7 +137,7 @@ def of_making(verb: Callable[..., None]) -> Callable[..., None]:
                 inspect.Parameter(
                     name,
                     inspect.Parameter.KEYWORD_ONLY,
-                    default=False if name == "fresh" else None,
+                    default=False if name in SWITCHES else None,
                     annotation=annotation,
                 )
                 for name, annotation in MAKING.items()

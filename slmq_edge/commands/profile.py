@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 def profile(
     bundle: Annotated[
         Path | None,
-        typer.Argument(show_default=False, help="Folder written by slmq-edge export."),
+        typer.Argument(
+            show_default=False,
+            help="Folder written by slmq-edge export; with --runtime torch also a checkpoint.",
+        ),
     ] = None,
     prompt_tokens: Annotated[
         int, typer.Option("-p", "--prompt-tokens", min=1, help="Length of the prompt.")
@@ -83,11 +86,18 @@ def profile(
     ] = 15.0,
     runtime: Annotated[
         str | None,
-        typer.Option(help="What the bundle must be for: ort or trt. Default: whatever it is."),
+        typer.Option(help="What it must be for: ort, trt or torch. Default: whatever it is."),
     ] = None,
     engines: Annotated[
         Path | None,
         typer.Option(help="Of slmq-edge build, for TensorRT. Default: engines/ in the bundle."),
+    ] = None,
+    torch_device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a bundle for torch: cpu, cuda or cuda:N. Default: a GPU where torch has one.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json, no table.")] = False,
     force: Force = False,
@@ -106,7 +116,8 @@ def profile(
     Before anything is timed, every file is verified, the CPU's integer arithmetic is probed,
     and the golden prompts must come out as they did in simulation. A bundle that fails is
     refused: there is no speed of wrong numbers. A bundle for TensorRT runs the engine that
-    slmq-edge build made of it on this machine.
+    slmq-edge build made of it on this machine. One for torch runs on this machine's GPU, or its
+    CPU; of a checkpoint, --runtime torch makes that bundle first, beside the output, and once.
 
     Every repetition is on disk before the next begins. After Ctrl-C or a crash the same
     command takes only the repetitions that are missing. Where the last are not like the first,
@@ -138,10 +149,16 @@ def profile(
       slmq-edge profile smollm-w8a8 --device boards.toml
       slmq-edge profile --device boards.toml --stop
       slmq-edge profile smollm-trt --runtime trt
+      slmq-edge profile my-checkpoint --runtime torch --torch-device cuda
     """
+    from slmq_edge.checkpoint import is_checkpoint
+    from slmq_edge.commands import making
+    from slmq_edge.commands.progress import bar
     from slmq_edge.errors import UsageError
     from slmq_edge.files import check_output, existing
     from slmq_edge.remote.inventory import is_inventory, targets
+    from slmq_edge.runner import on_torch
+    from slmq_edge.tracks import exported
 
     where = targets(device)
     if stop:
@@ -156,7 +173,12 @@ def profile(
     remote = any(one.transport != "local" for one in where)
     if engines is not None and not engines.is_absolute() and remote:
         raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
-    stem = bundle.absolute().name
+    if torch_device is not None:
+        on_torch.check_name(torch_device)
+    of_checkpoint = is_checkpoint(bundle)
+    if of_checkpoint:
+        exported.check(bundle, runtime, remote, torch_device)
+    stem = exported.place_of(bundle, Path()).name if of_checkpoint else bundle.absolute().name
     outputs = {
         one.name: output or Path(f"{stem}-{one.name}-run.json" if named else f"{stem}-run.json")
         for one in where
@@ -164,11 +186,25 @@ def profile(
     for path in outputs.values():
         check_output(path, force)
 
+    from slmq_edge.runner.measure import Workload
     from slmq_edge.tracks.inference import Options
     from slmq_edge.tracks.measuring import Asked, admit
 
+    if of_checkpoint:
+        counts = prompt_tokens, new_tokens, repetitions, warmups
+        exported.check_workload(bundle, Workload(*counts, threads or 1, protocol))
+        with bar("reading the checkpoint") as progress:
+            (output_of_it,) = outputs.values()
+            bundle = exported.bundle_of(bundle, output_of_it.parent, progress, making.note)
     options = Options(
-        allow_inexact, runtime, engines, power_seconds, cool_down, _source(power_source), not once
+        allow_inexact,
+        runtime,
+        engines,
+        power_seconds,
+        cool_down,
+        _source(power_source),
+        not once,
+        torch_device,
     )
     asked = Asked(
         bundle,
@@ -249,7 +285,8 @@ def _card(event: Event) -> str:
     from slmq_edge.reports import bounds as rows
     from slmq_edge.reports.format import section
 
-    device, card = event["device"], bounds.card(event["bundle"], event["workload"])
+    device = event["device"]
+    card = bounds.card(event["bundle"], event["workload"], device.kind)
     cache = bounds.cache_of(card, device.facts, device.kind, event["seen"])
     limits = bounds.ceilings(card, device.facts, device.kind, cache)
     return section(f"On {device.name}", [*rows.asked(card), *rows.allowed(limits)])

@@ -28,7 +28,8 @@ def quantize_command(
 
     A checkpoint says how it was made (method and all its settings, calibration text by hash,
     time, peak memory), and export takes it as well as a model. Quantize once, export often.
-    Its recipe.toml makes it again, to the last bit on the same kind of machine.
+    Its recipe.toml makes it again, to the last bit on the same kind of CPU (what a GPU learns
+    differs by rounding).
 
     --preset upstream has the released code's symmetry and hyper-parameters (upstream-exact
     also rounds what no exported graph can), paper the symmetry that the SLMQuant paper

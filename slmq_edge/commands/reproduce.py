@@ -200,7 +200,7 @@ def _bundle(recorded: Recorded, recipe: Recipe, folder: Path, force: bool) -> Ma
         if made is not None:
             making.note(f"going on with {folder}, which was made before")
             return made
-        request = making.request_of(recipe, {"spill": None, "fresh": False})
+        request = making.request_of(recipe, {"spill": None, "fresh": False, "compile": False})
         return export_model(str(recipe.model), request, folder, recorded.wanted, force)
 
 

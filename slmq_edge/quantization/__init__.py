@@ -37,6 +37,9 @@ METHODS: dict[str, str] = {
     "spinquant": "rotate the stream by learned rotations, so that no channel stands out",
 }
 
+# Those that have a step which ``Task.compiles`` compiles.
+COMPILED = ("omniquant",)
+
 # Called with the share of the work done, 0..1, and what is being done.
 Progress = Callable[[float, str], None]
 
@@ -56,6 +59,7 @@ class Task:
     settings: the method's own. note: told what a user should know, a line at a time, which the
     checkpoint keeps. finished: where blocks of this very task are kept, so that a killed run can
     go on; ``None``: nowhere. spill: folder for activations, ``None`` keeps them in memory.
+    compiles: steps that a method repeats often are compiled, where it knows how.
     """
 
     scheme: Scheme
@@ -65,6 +69,7 @@ class Task:
     note: Callable[[str], None] = field(default=_unheard, compare=False)
     finished: Finished | None = None
     spill: Path | None = None
+    compiles: bool = False
 
 
 # Rounds all linears of a model, whose float weights it takes out of the model as it goes.

@@ -31,7 +31,7 @@ from slmq_edge.decoder import (
     mlp_half,
     untouched,
 )
-from slmq_edge.quantization import Progress
+from slmq_edge.quantization import Progress, readback
 from slmq_edge.quantization.ranges import extent_of
 from slmq_edge.quantization.rounding import operands_of, rounded
 from slmq_edge.quantization.smoothquant import default_alpha, smooth_feed
@@ -57,23 +57,31 @@ def search(
     default = default_alpha(scheme)
     candidates = sorted({default, *ALPHAS}, key=lambda alpha: (alpha != default, alpha))
     operands = operands_of(scheme)
-    found: dict[str, float] = {}
+    halves = [
+        (layer, feed, model.anatomy.block(layer, feed.norm))
+        for layer in range(model.anatomy.layers)
+        for feed in FEEDS
+    ]
     progress(0.0, "searching alpha")
     with torch.no_grad():
         stream = embedded(model, _few(tokens))
         rotary = rotary_for(model, stream)
-        for layer in range(model.anatomy.layers):
-            for feed in FEEDS:
-                target = _half(model, layer, feed, stream, rotary, model.project, untouched)
-                errors = {}
-                for alpha in candidates:
-                    smoothed = _smoothed(model, layer, feed, absmax, alpha)
-                    project = _rounded_project(smoothed, scheme)
-                    out = _half(smoothed, layer, feed, stream, rotary, project, operands)
-                    errors[alpha] = functional.mse_loss(out, target).item()
-                found[model.anatomy.block(layer, feed.norm)] = min(errors, key=errors.__getitem__)
-                stream = target
-            progress((layer + 1) / model.anatomy.layers, "searching alpha")
+        # No choice bears on another: all losses are read at once, in the end.
+        losses = stream.new_empty(len(halves), len(candidates))
+        for place, (layer, feed, _) in enumerate(halves):
+            target = _half(model, layer, feed, stream, rotary, model.project, untouched)
+            for column, alpha in enumerate(candidates):
+                smoothed = _smoothed(model, layer, feed, absmax, alpha)
+                project = _rounded_project(smoothed, scheme)
+                out = _half(smoothed, layer, feed, stream, rotary, project, operands)
+                losses[place, column] = functional.mse_loss(out, target)
+            stream = target
+            progress((place + 1) / len(halves), "searching alpha")
+    rows = zip(*[iter(readback.numbers(losses))] * len(candidates), strict=True)
+    found = {}
+    for (_, _, norm), row in zip(halves, rows, strict=True):
+        errors = dict(zip(candidates, row, strict=True))
+        found[norm] = min(errors, key=errors.__getitem__)
     return found
 
 

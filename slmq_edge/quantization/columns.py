@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from slmq_edge.errors import SlmqError, UsageError
+from slmq_edge.quantization import readback
 from slmq_edge.quantization.rounding import (
     Rounded,
     Steps,
@@ -88,11 +89,11 @@ def solve(weight: Tensor, sums: Sums, grid: Grid, settings: Settings) -> Rounded
     """
     weight = weight.to(torch.float32, copy=True)
     dead = sums.hessian.diagonal() == 0
-    weight[:, dead] = 0
+    weight.masked_fill_(dead, 0)
     damped = damp(sums.hessian, settings.damping)
     if settings.drift:
         weight += settings.drift * _correction(weight, sums, damped)
-        weight[:, dead] = 0
+        weight.masked_fill_(dead, 0)
     order = torch.arange(len(damped), device=weight.device)
     upper: Tensor
     if settings.act_order:
@@ -110,7 +111,7 @@ def damp(hessian: Tensor, damping: float) -> Tensor:
     """H + damping * mean(diag) I, float64; an input that was always 0 counts as 1."""
     damped = hessian.to(torch.float64, copy=True)
     diagonal = damped.diagonal()
-    diagonal[diagonal == 0] = 1
+    diagonal.masked_fill_(diagonal == 0, 1)
     diagonal += damping * diagonal.mean()
     return damped
 
@@ -127,7 +128,7 @@ def _cholesky(hessian: Tensor) -> Tensor:
     """The lower factor of a matrix, in its place."""
     failed = torch.empty((), dtype=torch.int32, device=hessian.device)
     torch.linalg.cholesky_ex(hessian, out=(hessian, failed))
-    if failed.item():
+    if any(readback.numbers(failed)):
         raise SlmqError(
             "GPTQ failed: the inputs' Hessian is not positive definite; try a larger --damping"
         )
@@ -154,7 +155,8 @@ class _Columns:
         self.weight = weight[:, order]
         self.levels = torch.empty_like(self.weight)
         # Numbers, not tensors: a tensor as an index would be waited for, column by column.
-        self.group_of = (order // (grid.group or len(order))).tolist()
+        places = readback.numbers(order) if settings.act_order else range(len(order))
+        self.group_of = [int(place) // (grid.group or len(order)) for place in places]
         # In another order a block of columns is no block of groups: their ranges come first.
         self.ranges_first = settings.act_order or grid.group is None
         whole = self._ranges(weight)

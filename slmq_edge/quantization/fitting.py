@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,11 @@ from torch.nn import functional
 from slmq_edge.anatomy import LINEARS
 from slmq_edge.decoder import Decoder, Operands, Project, block
 from slmq_edge.errors import SlmqError
+from slmq_edge.quantization import readback
+from slmq_edge.quantization.compiling import Compiled
 from slmq_edge.quantization.let import Scales, fold
+from slmq_edge.quantization.moving import Way, way
+from slmq_edge.quantization.readback import Losses
 from slmq_edge.quantization.rounding import Extent, extent, fake_quantize, operands_of
 from slmq_edge.scheme import Grid, Scheme
 
@@ -119,19 +124,46 @@ class Block:
 
     def loss(self, rounded: Decoder, window: int) -> Tensor:
         """Mean squared error of the block's output for a window, summed over the targets."""
-        this, device = slice(window, window + 1), self.rotary[0].device
+        return self.error(rounded, *self.window(window))
+
+    def error(self, rounded: Decoder, x: Tensor, *targets: Tensor) -> Tensor:
+        """The loss of a window's inputs and targets."""
         project, operands = rounding(rounded, self.scheme)
-        x = self.inputs[this].to(device)
         out = block(rounded, self.layer, x, self.rotary, project, operands)
-        errors = [functional.mse_loss(out, target[this].to(device)) for target in self.targets]
-        return torch.stack(errors).sum()
+        return torch.stack([functional.mse_loss(out, target) for target in targets]).sum()
+
+    @cached_property
+    def _ways(self) -> tuple[Way, ...]:
+        """Of inputs and targets to where the model is."""
+        return tuple(way(one, self.rotary[0].device) for one in (self.inputs, *self.targets))
+
+    def window(self, number: int) -> tuple[Tensor, ...]:
+        """The inputs of a window, and what should come of them, each [1, length, hidden]."""
+        return tuple(way.get(slice(number, number + 1)) for way in self._ways)
+
+    def alone(self) -> Block:
+        """The same as the first block of a model that has no other tensors.
+
+        All blocks are then one to a compiler, which looks at names.
+        """
+        shape = self.model.anatomy
+        here, first = shape.block(self.layer, ""), shape.block(0, "")
+        weights = {
+            f"{first}{name.removeprefix(here)}": tensor
+            for name, tensor in self.model.weights.items()
+            if name.startswith(here)
+        }
+        model = dataclasses.replace(self.model, weights=weights)
+        return dataclasses.replace(self, model=model, layer=0)
 
     def mean_loss(self, fitted: Fitted) -> float:
         """Over all windows, with nothing moving."""
         with torch.no_grad():
             rounded = self.rounded(fitted)
-            losses = [self.loss(rounded, window).item() for window in range(len(self.inputs))]
-        return sum(losses) / len(losses)
+            losses = self.rotary[0].new_empty(len(self.inputs))
+            for window in range(len(losses)):
+                losses[window] = self.loss(rounded, window)
+        return sum(readback.numbers(losses)) / len(losses)
 
 
 def clipped_extent(weight: Tensor, grid: Grid, factors: Tensor | None) -> Extent:
@@ -156,8 +188,12 @@ def rounding(model: Decoder, scheme: Scheme) -> tuple[Project, Operands]:
     return project, operands_of(scheme, fake_quantize)
 
 
-def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, str | None]:
+def fit(
+    this: Block, start: Learnable, pace: Pace, tell: Tell, compiled: Compiled | None = None
+) -> tuple[Fitted, str | None]:
     """Learn a block; with it, what a user should know where that did not go well.
+
+    compiled: ``block_error``, to learn faster by; ``None`` runs it as it is.
 
     Raises:
         SlmqError: even the plainly rounded block puts out what is no number.
@@ -172,7 +208,7 @@ def fit(this: Block, start: Learnable, pace: Pace, tell: Tell) -> tuple[Fitted, 
     initial = Candidate(this.mean_loss(fitted), fitted, "the start")
     learned, failed = initial, list[float]()
     for retry in range(1 + RETRIES) if pace.epochs else ():
-        best, last = learn(this, start, pace, tell, 0.5**retry)
+        best, last = learn(this, start, pace, tell, 0.5**retry, compiled)
         if math.isfinite(last.loss) and last.loss <= initial.rank:
             learned = last
             break
@@ -195,7 +231,12 @@ def _rank(candidate: Candidate) -> float:
 
 
 def learn(
-    this: Block, start: Learnable, pace: Pace, tell: Tell, slower: float = 1.0
+    this: Block,
+    start: Learnable,
+    pace: Pace,
+    tell: Tell,
+    slower: float = 1.0,
+    compiled: Compiled | None = None,
 ) -> tuple[Candidate, Candidate]:
     """The best epoch's state and the last one's, at ``slower`` times the rates.
 
@@ -208,26 +249,54 @@ def learn(
         {"params": list(learnable.logits.values()), "lr": slower * pace.lwc_rate},
     )
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+    loss_of = _step(this, learnable, optimizer, compiled)
     best: Candidate | None = None
     for epoch in range(pace.epochs):
-        losses: list[float] = []
+        losses = Losses(this.rotary[0].device)
         for window in range(windows):
-            loss = this.loss(this.rounded(learnable.fitted()), window)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
+            is_read = losses.add(loss_of(window), last=window + 1 == windows)
+            if losses.failed is not None:
                 break
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
             optimizer.step()
-            tell((epoch + (window + 1) / windows) / pace.epochs, losses[-1])
+            if is_read:
+                tell((epoch + (window + 1) / windows) / pace.epochs, losses.read[-1])
         fitted = _snapshot(learnable)
-        mean = sum(losses) / len(losses) if _is_finite(fitted) else math.nan
+        mean = sum(losses.read) / len(losses.read) if _is_finite(fitted) else math.nan
         last = Candidate(mean, fitted, f"epoch {epoch + 1} (rates x {slower:g})")
         best = last if best is None else min(best, last, key=_rank)
         if not math.isfinite(mean):
             break
     assert best is not None, "fit() asks for an epoch at least"
     return _measured(this, best), _measured(this, last)
+
+
+def block_error(this: Block, learnable: Learnable, x: Tensor, *targets: Tensor) -> Tensor:
+    """The loss of one window, as a function that can be compiled."""
+    return this.error(this.rounded(learnable.fitted()), x, *targets)
+
+
+def _step(
+    this: Block,
+    learnable: Learnable,
+    optimizer: torch.optim.Optimizer,
+    compiled: Compiled | None,
+) -> Callable[[int], Tensor]:
+    """A window -> its loss, whose gradients are then where the optimizer looks for them."""
+
+    def backward(loss: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        return loss
+
+    if compiled is None:
+        return lambda window: backward(this.loss(this.rounded(learnable.fitted()), window))
+    alone = this.alone()
+
+    def loss_of(window: int) -> Tensor:
+        parts = this.window(window)
+        return compiled.used(lambda error: backward(error(alone, learnable, *parts)))
+
+    return loss_of
 
 
 def _measured(this: Block, candidate: Candidate) -> Candidate:
@@ -245,4 +314,5 @@ def _snapshot(learnable: Learnable) -> Fitted:
 
 
 def _is_finite(fitted: Fitted) -> bool:
-    return all(bool(t.isfinite().all()) for t in (*fitted.scales.values(), *fitted.clips.values()))
+    parts = [t.isfinite().all() for t in (*fitted.scales.values(), *fitted.clips.values())]
+    return all(readback.numbers(*parts))

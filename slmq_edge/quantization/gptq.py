@@ -29,6 +29,7 @@ from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.decoder import Decoder, activated, attention, norm
 from slmq_edge.quantization import Prepared, Task
 from slmq_edge.quantization.columns import Settings, Sums, solve
+from slmq_edge.quantization.moving import moves, way
 from slmq_edge.quantization.rounding import Rounded, Steps
 from slmq_edge.quantization.streams import advance, allocate, batches, embedded, rotary_for
 from slmq_edge.scheme import Grid, Scheme, require_weights, weight_grid
@@ -150,13 +151,13 @@ def round_block(
     rounded(QKV, [walk.normed(ATTENTION_FEED) for walk in walks], adds=False)
     for walk in walks:
         walk.attend()
-    rounded((names.O,), [walk.stored for walk in walks], adds=True)
+    rounded((names.O,), [walk.stored() for walk in walks], adds=True)
     for walk in walks:
         walk.add(names.O)
     rounded(GATE_UP, [walk.normed(MLP_FEED) for walk in walks], adds=False)
     for walk in walks:
         walk.activate()
-    rounded((names.DOWN,), [walk.stored for walk in walks], adds=True)
+    rounded((names.DOWN,), [walk.stored() for walk in walks], adds=True)
     for walk in walks:
         walk.add(names.DOWN)
     return found
@@ -172,35 +173,38 @@ class _Walk:
 
     def normed(self, feed: Feed) -> Inputs:
         name = self.model.anatomy.block(self.layer, feed.norm)
-        return lambda part: norm(self.model, self.stream[part].to(self.device), name)
+        stream = way(self.stream, self.device)
+        return lambda part: norm(self.model, stream.get(part), name)
 
     def attend(self) -> None:
         """Store what o_proj reads."""
         rotary, normed = rotary_for(self.model, self.stream), self.normed(ATTENTION_FEED)
         mixed = self._allocate(self.model.anatomy.query_width)
-        for part in batches(self.stream):
-            query, key, value = self._project(normed(part), QKV)
-            found = attention(self.model, self.layer, query, key, value, rotary)
-            mixed[part] = found.to(mixed.device)
+        with moves(mixed, self.device) as there:
+            for part in batches(self.stream):
+                query, key, value = self._project(normed(part), QKV)
+                there.put(part, attention(self.model, self.layer, query, key, value, rotary))
 
     def activate(self) -> None:
         """Store what down_proj reads."""
         normed = self.normed(MLP_FEED)
         active = self._allocate(self.model.anatomy.ffn)
-        for part in batches(self.stream):
-            gate, up = self._project(normed(part), GATE_UP)
-            active[part] = activated(self.model, gate, up).to(active.device)
+        with moves(active, self.device) as there:
+            for part in batches(self.stream):
+                gate, up = self._project(normed(part), GATE_UP)
+                there.put(part, activated(self.model, gate, up))
 
-    def stored(self, part: slice) -> Tensor:
+    def stored(self) -> Inputs:
         assert self._between is not None, "attend() or activate() comes first"
-        return self._between[part].to(self.device)
+        return way(self._between, self.device).get
 
     def add(self, linear: str) -> None:
         """Add to the stream what a linear makes of the stored inputs, and forget these."""
-        for part in batches(self.stream):
-            (out,) = self._project(self.stored(part), (linear,))
-            there = self.stream[part].to(self.device)
-            self.stream[part] = (there + out).to(self.stream.device)
+        stored = self.stored()
+        with moves(self.stream, self.device) as stream:
+            for part in batches(self.stream):
+                (out,) = self._project(stored(part), (linear,))
+                stream.put(part, stream.get(part) + out)
         self._between = None
 
     def _project(self, inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -226,6 +230,7 @@ def _sums(walks: list[_Walk], inputs: list[Inputs], adds: bool) -> Sums:
         else:
             totals[name] = product
 
+    streams = [way(one.stream, one.device) for one in walks]
     for part in batches(walk.stream):
         x = rows(inputs[0](part))
         add("hessian", x.mT @ x)
@@ -233,8 +238,7 @@ def _sums(walks: list[_Walk], inputs: list[Inputs], adds: bool) -> Sums:
             continue
         add("inputs", (rows(inputs[1](part)) - x).mT @ x)
         if adds:
-            apart = walks[1].stream[part] - walk.stream[part]
-            add("stream", rows(apart.to(walk.device)).mT @ x)
+            add("stream", rows(streams[1].get(part) - streams[0].get(part)).mT @ x)
     return Sums(**{name: total.mul_(2 / len(walk.stream)) for name, total in totals.items()})
 
 

@@ -14,7 +14,7 @@ the scheme's own weights, every step rotates and rounds them all. A window is a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,8 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from slmq_edge import anatomy as names
 from slmq_edge.decoder import Decoder, Operands, Project, hidden_states, untouched
 from slmq_edge.errors import SlmqError
-from slmq_edge.quantization import Progress
+from slmq_edge.quantization import Progress, readback
 from slmq_edge.quantization.cayley import cayley_step
+from slmq_edge.quantization.readback import Losses
 from slmq_edge.quantization.rotations import Rotations, rotate_block
 from slmq_edge.quantization.rounding import operands_of, straight_through
 from slmq_edge.scheme import Scheme
@@ -64,17 +65,20 @@ def learn(
         SlmqError: the loss became infinite or NaN.
     """
     r1, r2 = start.r1.clone().requires_grad_(), start.r2.clone().requires_grad_()
+    losses = Losses(r1.device)
+    progress(0.0, "learning rotations")
     for step in range(schedule.steps):
         loss = loss_of(Rotations(r1, r2), tokens[step % len(tokens)][None])
-        if not torch.isfinite(loss):
+        is_read = losses.add(loss, last=step + 1 == schedule.steps)
+        if losses.failed is not None:
+            failed = losses.failed
             raise SlmqError(
-                f"learning the rotations failed: the loss is {loss.item()} at step {step + 1}; "
-                "try a smaller --rate"
+                f"learning the rotations failed: the loss is {losses.read[failed]} at step "
+                f"{failed + 1}; try a smaller --rate"
             )
         # Where nothing but keys and values is rounded, the loss may not depend on one of them.
         gradients = torch.autograd.grad(loss, (r1, r2), materialize_grads=True)
-        norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
-        shrink = min(1.0, schedule.clip / (norm + 1e-6))
+        shrink = _shrink(gradients, schedule.clip)
         with torch.no_grad():
             r1, r2 = (
                 cayley_step(rotation, gradient * shrink, schedule.rate_at(step))
@@ -82,10 +86,19 @@ def learn(
             )
         r1.requires_grad_()
         r2.requires_grad_()
-        progress((step + 1) / schedule.steps, f"learning rotations, loss {loss.item():.3f}")
-    if not (r1.isfinite().all() and r2.isfinite().all()):
+        if is_read:
+            told = f"learning rotations, loss {losses.read[-1]:.3f}"
+            progress((step + 1) / schedule.steps, told)
+    if not all(readback.numbers(r1.isfinite().all(), r2.isfinite().all())):
         raise SlmqError("learning the rotations failed: they are no numbers; try a smaller --rate")
     return Rotations(r1.detach(), r2.detach())
+
+
+def _shrink(gradients: Sequence[Tensor], largest: float) -> Tensor:
+    """What brings the norm of all gradients together down to ``largest``, float64 []."""
+    squares = torch.stack([gradient.square().sum() for gradient in gradients])
+    norm = squares.to(torch.float64).sum().sqrt()
+    return (largest / (norm + 1e-6)).clamp(max=1.0)
 
 
 def loss_of_activations(model: Decoder, scheme: Scheme) -> Loss:
@@ -177,7 +190,9 @@ def next_token_loss(
     total = hidden.new_zeros(())
     for start in range(0, len(targets), CHUNK):
         rows, wanted = hidden[start : start + CHUNK], targets[start : start + CHUNK]
-        total = total + checkpoint(part, rows, wanted, use_reentrant=False)
+        total = total + checkpoint(
+            part, rows, wanted, use_reentrant=False, preserve_rng_state=False
+        )
     return total / len(targets)
 
 

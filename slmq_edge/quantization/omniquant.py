@@ -35,11 +35,13 @@ from slmq_edge.checkpoint import IntegerWeight
 from slmq_edge.decoder import Decoder
 from slmq_edge.errors import UsageError
 from slmq_edge.quantization import Prepared, Task
+from slmq_edge.quantization.compiling import Compiled
 from slmq_edge.quantization.fitting import (
     Block,
     Fitted,
     Learnable,
     Pace,
+    block_error,
     clipped_extent,
     fit,
     rounding,
@@ -123,6 +125,7 @@ def prepare(model: Decoder, task: Task) -> Prepared:
     true, seen = (embedded(source, tokens, task.spill) for _ in range(2))
     extra = allocate(tuple(seen.shape), seen, task.spill) if settings.augmented else None
     shape, weights, clips = model.anatomy, model.weights, dict[str, Tensor]()
+    compiled = Compiled(block_error, task.note) if task.compiles else None
     for layer in range(shape.layers):
         absmax = advance_watched(source, layer, true)
         targets = (true,) if extra is None else (true, extra)
@@ -130,7 +133,7 @@ def prepare(model: Decoder, task: Task) -> Prepared:
             extra.copy_(seen)
             advance(source, layer, extra)
         this = Block(source, layer, task.scheme, rotary_for(source, seen), seen, targets)
-        fitted = _fitted(this, absmax, settings, task)
+        fitted = _fitted(this, absmax, settings, task, compiled)
         scales = {
             name: scale.to(weights[f"{NORM}.weight"]) for name, scale in fitted.scales.items()
         }
@@ -174,7 +177,13 @@ def advance_watched(model: Decoder, layer: int, stream: Tensor) -> dict[str, Ten
     return absmax
 
 
-def _fitted(this: Block, absmax: Mapping[str, Tensor], settings: Settings, task: Task) -> Fitted:
+def _fitted(
+    this: Block,
+    absmax: Mapping[str, Tensor],
+    settings: Settings,
+    task: Task,
+    compiled: Compiled | None = None,
+) -> Fitted:
     """What the block learns, or what it learned before the run was killed."""
     name = f"omniquant-{this.layer:04d}"
     stored = task.finished.load(name) if task.finished is not None else None
@@ -185,8 +194,9 @@ def _fitted(this: Block, absmax: Mapping[str, Tensor], settings: Settings, task:
             text = f"omniquant, block {this.layer + 1} of {blocks}, loss {loss:.3g}"
             task.progress((this.layer + share) / blocks, text)
 
+        task.progress(this.layer / blocks, f"omniquant, block {this.layer + 1} of {blocks}")
         pace = Pace(settings.epochs, settings.let_rate, settings.lwc_rate)
-        fitted, trouble = fit(this, start(this, absmax, settings), pace, tell)
+        fitted, trouble = fit(this, start(this, absmax, settings), pace, tell, compiled)
         stored = _stored(fitted, trouble)
         if task.finished is not None:
             task.finished.save(name, stored)

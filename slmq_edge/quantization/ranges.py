@@ -13,16 +13,16 @@ mislead, and mse never loses more than absmax.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from slmq_edge import anatomy as names
+from slmq_edge.anatomy import Anatomy
 from slmq_edge.decoder import Decoder, Project, hidden_states
 from slmq_edge.errors import SlmqError
-from slmq_edge.quantization import Progress
+from slmq_edge.quantization import Progress, readback
 from slmq_edge.quantization.rounding import SMALLEST_RANGE, Extent, Steps, quantize, steps
 from slmq_edge.quantization.streams import batches
 from slmq_edge.scheme import Grid, Range, Scheme
@@ -37,81 +37,112 @@ COUNTABLE = 2**24
 class Seen:
     """What values an input had: the least, the greatest and, where asked for, how many of each.
 
-    counts: int64 [2 * SIDE], of equal bins over -reach .. reach. reach is a power of two, and
-    doubles when a value lies beyond it: bins are then joined in pairs.
+    All of it lies where the values do, so that a GPU is not waited for, and is made at once: a
+    small tensor that is made between the buffers of a batch keeps the heap from shrinking. ends:
+    float64 [2], least and greatest. counts: int64 [2 * SIDE], of equal bins over -reach .. reach.
+    reach, float64 [], is a power of two, and doubles when a value lies beyond it: bins are then
+    joined in pairs.
     """
 
-    def __init__(self, counting: bool) -> None:
-        self.low, self.high = math.inf, -math.inf
-        self.reach = 0.0
-        self.counts = torch.zeros(2 * SIDE, dtype=torch.int64)
+    def __init__(self, counting: bool, device: torch.device | str = "cpu") -> None:
+        self.ends = torch.tensor([math.inf, -math.inf], dtype=torch.float64, device=device)
+        self.reach = torch.zeros((), dtype=torch.float64, device=device)
+        self.counts = torch.zeros(2 * SIDE * counting, dtype=torch.int64, device=device)
         self._counting = counting
 
     def add(self, x: Tensor) -> None:
-        """Look at more values, of any shape.
+        """Look at more values, of any shape; on a GPU ``check`` says later what was wrong with it.
 
         Raises:
             SlmqError: there is an infinity or a NaN among them.
         """
-        low, high = torch.stack(torch.aminmax(x)).tolist()
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise SlmqError("activations became infinite or NaN: no static range holds them")
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        low, high = torch.aminmax(x)
+        torch.minimum(self.ends[0], low.to(torch.float64), out=self.ends[0])
+        torch.maximum(self.ends[1], high.to(torch.float64), out=self.ends[1])
+        if x.device.type == "cpu":
+            _refuse_what_is_no_number(self.ends)
         if self._counting:
             self._count(x)
 
     def _count(self, x: Tensor) -> None:
-        self.counts = self.counts.to(x.device)
-        absmax = max(-self.low, self.high, SMALLEST_RANGE)
-        beyond = 2.0 ** math.frexp(absmax)[1]
-        self.reach = self.reach or beyond
-        while self.reach < beyond:
-            joined = self.counts.view(SIDE, 2).sum(1)
-            self.counts = functional.pad(joined, (SIDE // 2, SIDE // 2))
-            self.reach *= 2
+        absmax = self.ends.abs().amax().clamp(min=SMALLEST_RANGE)
+        # The next power of two, exactly: a number over what frexp calls its mantissa.
+        beyond = absmax / torch.frexp(absmax).mantissa
+        self._reach_to(
+            torch.where(beyond.isfinite(), torch.maximum(beyond, self.reach), self.reach)
+        )
         # A power of two scales exactly, so that a value's bin never depends on rounding.
         bins = torch.floor(x.flatten() * (SIDE / self.reach))
         for part in torch.split(bins, COUNTABLE):
             self.counts += torch.histc(part, 2 * SIDE, -SIDE, SIDE).to(torch.int64)
 
+    def _reach_to(self, reach: Tensor) -> None:
+        """Join bins, of each as many as the reach grows times."""
+        if reach.device.type == "cpu" and reach == self.reach:
+            return
+        centres = _centres(reach.device) * (self.reach / reach)
+        joined = torch.floor(centres).to(torch.int64) + SIDE
+        self.counts.copy_(torch.zeros_like(self.counts).index_add(0, joined, self.counts))
+        self.reach.copy_(reach)
+
     def extent(self, how: Range, grid: Grid) -> Extent:
-        """The range [1] that ``how`` makes of the values, float64."""
-        ends = torch.tensor([[self.low], [self.high]], dtype=torch.float64)
-        whole = Extent(ends[0], ends[1])
+        """The range [1] that ``how`` makes of the values, float64, where they are."""
+        whole = Extent(self.ends[:1], self.ends[1:])
         if how == "absmax":
             return whole
         return self._percentile(whole) if how == "percentile" else self._least_squares(whole, grid)
 
     @property
-    def _width(self) -> float:
+    def _width(self) -> Tensor:
         return self.reach / SIDE
 
     def _percentile(self, whole: Extent) -> Extent:
-        magnitudes = (self.counts[SIDE:] + self.counts[:SIDE].flip(0)).cpu().cumsum(0)
-        needed = math.ceil(PERCENTILE * int(magnitudes[-1]))
-        within = (int((magnitudes < needed).sum()) + 1) * self._width
-        return Extent(whole.low.clamp(-within, within), whole.high.clamp(-within, within))
+        magnitudes = (self.counts[SIDE:] + self.counts[:SIDE].flip(0)).cumsum(0)
+        needed = (PERCENTILE * magnitudes[-1].to(torch.float64)).ceil().to(torch.int64)
+        within = ((magnitudes < needed).sum() + 1) * self._width
+        return Extent(*(torch.clamp(end, -within, within) for end in (whole.low, whole.high)))
 
     def _least_squares(self, whole: Extent, grid: Grid) -> Extent:
-        filled = self.counts.cpu().nonzero()[:, 0]
-        counts = self.counts.cpu()[filled].to(torch.float64)
-        centres = ((filled - SIDE + 0.5) * self._width).clamp(self.low, self.high)
+        counts, centres = self.counts, _centres(self.counts.device)
+        if counts.device.type == "cpu":  # where empty bins cost time, and knowing them none
+            filled = counts.nonzero()[:, 0]
+            counts, centres = counts[filled], centres[filled]
+        counts = counts.to(torch.float64)
+        centres = torch.clamp(centres * self._width, whole.low, whole.high)
 
-        def root_mean_square(found: Extent) -> float:
+        def root_mean_square(found: Extent) -> Tensor:
             errors = quantize(centres, grid, found).values(grid) - centres
-            return math.sqrt(float((counts * errors.square()).sum() / counts.sum()))
+            return ((counts * errors.square()).sum() / counts.sum()).sqrt()
 
         # Towards zero, which the range may not hold.
         around_zero = Extent(whole.low.clamp(max=0), whole.high.clamp(min=0))
-        shares = (percent / 100 for percent in range(100, 20, -1))
-        best = min((around_zero.clipped(share, share) for share in shares), key=root_mean_square)
-        gain = root_mean_square(whole) - root_mean_square(best)
-        return best if gain > self._width else whole
+        tried = [
+            around_zero.clipped(percent / 100, percent / 100) for percent in range(100, 20, -1)
+        ]
+        lost = torch.stack([root_mean_square(one) for one in tried])
+        best = lost.argmin()[None]
+        gains = root_mean_square(whole) - lost.amin() > self._width
+        low, high = (torch.stack(ends)[best, 0] for ends in zip(*map(_ends, tried), strict=True))
+        return Extent(torch.where(gains, low, whole.low), torch.where(gains, high, whole.high))
+
+
+def _centres(device: torch.device) -> Tensor:
+    """Of all bins, in their widths from zero, float64 [2 * SIDE]."""
+    return torch.arange(-SIDE, SIDE, dtype=torch.float64, device=device) + 0.5
+
+
+def _ends(found: Extent) -> tuple[Tensor, Tensor]:
+    return found.low, found.high
+
+
+def _refuse_what_is_no_number(*ends: Tensor) -> None:
+    if ends and not all(map(math.isfinite, readback.numbers(*ends))):
+        raise SlmqError("activations became infinite or NaN: no static range holds them")
 
 
 def extent_of(x: Tensor, how: Range, grid: Grid) -> Extent:
     """The range [1] of one tensor of any shape, in its dtype and where it is."""
-    seen = Seen(counting=how != "absmax")
+    seen = Seen(how != "absmax", x.device)
     seen.add(x)
     found = seen.extent(how, grid)
     return Extent(found.low.to(x), found.high.to(x))
@@ -133,19 +164,32 @@ def find(
     Raises:
         SlmqError: an activation is infinite or NaN.
     """
-    found: dict[str, Seen] = {}
+    device = model.weights[f"{names.EMBED}.weight"].device
+    found = {
+        linear: Seen(scheme.range != "absmax", device)
+        for linear in _read(model.anatomy)
+        if _static_grid(model, scheme, linear) is not None
+    }
 
     def see(linear: str, x: Tensor) -> None:
-        if _static_grid(model, scheme, linear) is not None:
-            found.setdefault(linear, Seen(counting=scheme.range != "absmax")).add(x)
+        if linear in found:
+            found[linear].add(x)
 
     _watch(model, tokens, see, progress, project or model.project)
+    _refuse_what_is_no_number(*(seen.ends for seen in found.values()))
     stored = {}
     for linear, seen in found.items():
         grid = _static_grid(model, scheme, linear)
         assert grid is not None, "only such inputs were looked at"
         stored[linear] = _stored(steps(seen.extent(scheme.range, grid), grid))
     return stored
+
+
+def _read(shape: Anatomy) -> Iterator[str]:
+    """The first linear of all that share an input, of every input, in the order of the model."""
+    for layer in range(shape.layers):
+        yield from shape.blocks(layer, (names.Q, names.O, names.GATE_UP[0], names.DOWN))
+    yield names.HEAD
 
 
 def _static_grid(model: Decoder, scheme: Scheme, linear: str) -> Grid | None:
@@ -159,8 +203,8 @@ def _static_grid(model: Decoder, scheme: Scheme, linear: str) -> Grid | None:
 
 
 def _stored(found: Steps) -> Steps:
-    zero = None if found.zero is None else found.zero.to(torch.float32)
-    return Steps(found.scale.to(torch.float32), zero)
+    zero = None if found.zero is None else found.zero.to("cpu", torch.float32)
+    return Steps(found.scale.to("cpu", torch.float32), zero)
 
 
 def _watch(
@@ -174,7 +218,7 @@ def _watch(
 
     The head's product, the largest of all, is not taken.
     """
-    device = model.weights[f"{names.EMBED}.weight"].device
+    tokens = tokens.to(model.weights[f"{names.EMBED}.weight"].device)
 
     def project(inputs: Tensor, linears: tuple[str, ...]) -> tuple[Tensor, ...]:
         see(linears[0], inputs)
@@ -183,5 +227,5 @@ def _watch(
     progress(0.0, "finding ranges")
     with torch.no_grad():
         for part in batches(tokens):
-            see(names.HEAD, hidden_states(model, tokens[part].to(device), project))
+            see(names.HEAD, hidden_states(model, tokens[part], project))
             progress(part.stop / len(tokens), "finding ranges")

@@ -182,7 +182,7 @@ def _search_clip(t: Tensor, grid: Grid) -> Extent:
         error = (rounded(t, grid, whole.clipped(share, share)) - t).abs() ** 2.4
         loss = _group_sums(error, grid)
         better = loss < best
-        best, chosen = torch.where(better, loss, best), torch.where(better, share, chosen)
+        best, chosen = torch.where(better, loss, best), chosen.masked_fill(better, share)
     return whole.clipped(chosen, chosen)
 
 

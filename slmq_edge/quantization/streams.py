@@ -17,6 +17,7 @@ from torch import Tensor
 
 from slmq_edge.decoder import Decoder, Operands, Project, block, embed, rotary_table, untouched
 from slmq_edge.files import check_space, disk_errors
+from slmq_edge.quantization.moving import moves
 
 # Tokens that go through a block together: enough for a full GEMM, few enough to stay in a cache.
 BATCH_TOKENS = 4096
@@ -43,8 +44,10 @@ def embedded(model: Decoder, tokens: Tensor, spill: Path | None = None) -> Tenso
     """The stream before the first block, of tokens int64 [windows, length]."""
     table = next(iter(model.weights.values()))
     stream = allocate((*tokens.shape, model.anatomy.hidden), table, spill)
-    for part in batches(stream):
-        stream[part] = embed(model, tokens[part].to(table.device)).to(stream.device)
+    tokens = tokens.to(table.device)
+    with moves(stream, table.device) as way:
+        for part in batches(stream):
+            way.put(part, embed(model, tokens[part]))
     return stream
 
 
@@ -70,7 +73,6 @@ def advance(
 ) -> None:
     """Move the stream through a block, in place."""
     rotary = rotary_for(model, stream)
-    with torch.no_grad():
+    with torch.no_grad(), moves(stream, rotary[0].device) as way:
         for part in batches(stream):
-            there = stream[part].to(rotary[0].device)
-            stream[part] = block(model, layer, there, rotary, project, operands).to(stream.device)
+            way.put(part, block(model, layer, way.get(part), rotary, project, operands))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from slmq_edge.errors import SlmqError, Unsupported
 from slmq_edge.remote.target import Target
-from slmq_edge.runner import asked, manifest, ort, runtimes
+from slmq_edge.runner import asked, manifest, on_torch, ort, runtimes
 
 ON_GPU = ("ort-cuda", manifest.TRT)
 
@@ -45,11 +45,14 @@ def require(target: Target, seen: Mapping[str, Any], place: runtimes.Place) -> N
         place: the bundle, and how it is to run.
 
     Raises:
-        UsageError: this release runs no such bundle. Unsupported: a package is missing there.
+        UsageError: this release runs no such bundle. Unsupported: a package is missing there, or
+            all of slmq-edge is needed.
         SlmqError: onnxruntime is too old there.
     """
     runtimes.of(place)
     kind, packages = manifest.kind_of(place.bundle), seen["packages"]
+    if kind == manifest.TORCH:
+        raise Unsupported(f"{target.name}: {on_torch.ELSEWHERE}")
     need = NEEDS[kind]
     found = {name: packages[name] for name in need.distributions if packages.get(name)}
     missing = ([] if found else [need.distributions[0]]) + (

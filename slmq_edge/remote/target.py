@@ -67,6 +67,11 @@ def parse(text: str) -> Target:
     if text == LOCAL:
         return Target(LOCAL, LOCAL)
     scheme, mark, rest = text.partition("://")
+    if text.partition(":")[0] == "cuda":
+        raise UsageError(
+            f"{text!r} is no machine: a GPU of this one is --torch-device {text}, of bundles and "
+            "checkpoints for torch"
+        )
     if not mark:
         raise UsageError(f"{text!r} is no device: {FORMS}{_meant(text)}")
     if scheme != SSH:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from slmq_edge.reports.format import share_text
-from slmq_edge.reports.made import changes_text, ran_text
-from slmq_edge.runner.manifest import TRT
+from slmq_edge.reports.made import changes_text, ran_text, verifier_text
+from slmq_edge.runner.manifest import TORCH, TRT
 
 FILE = "MODEL_CARD.md"
+NAMES = {TRT: "TensorRT", TORCH: "torch"}
 
 
 def card(manifest: Mapping[str, Any], texts: tuple[str, ...] = ()) -> str:
@@ -81,7 +82,7 @@ def _runs(manifest: Mapping[str, Any]) -> list[str]:
 
 def runtime_name(runtime: Mapping[str, Any]) -> str:
     """What runs a bundle, by its maker's name."""
-    return "TensorRT" if runtime["kind"] == TRT else "ONNX Runtime"
+    return NAMES.get(str(runtime["kind"]), "ONNX Runtime")
 
 
 def _checked(manifest: Mapping[str, Any]) -> list[str]:
@@ -97,10 +98,9 @@ def _checked(manifest: Mapping[str, Any]) -> list[str]:
             "Not checked where it was made: no onnxruntime was there, or a CPU that multiplies "
             "int8 inexactly.",
         ]
-    provider = verified.get("provider", "CPUExecutionProvider")
     return [
         bounds,
-        f"With onnxruntime {verified['onnxruntime']}, {provider}: mean KL "
+        f"With {verifier_text(verified)}: mean KL "
         f"{verified['mean_kl']:.1e}, with a past {verified['mean_kl_with_past']:.1e}; perplexity "
         f"of its golden prompts {verified['perplexity']:.4f}, simulated "
         f"{verified['reference_perplexity']:.4f}.",

@@ -27,7 +27,7 @@ from slmq_edge.reports.format import (
 )
 from slmq_edge.reports.tables import WIDTH, bullets, escaped, filled, folded, piped
 from slmq_edge.results import Run
-from slmq_edge.runner.manifest import TRT
+from slmq_edge.runner.manifest import TORCH, TRT
 from slmq_edge.sides import Side
 
 __all__ = ["WIDTH", "WRITERS", "markdown", "render", "terminal", "title", "to_json"]
@@ -217,9 +217,10 @@ def short_name(run: Run) -> str:
 
 def _runtime(run: Run) -> str:
     kind = str(run.artifact.runtime.get("kind", UNKNOWN))
-    package = "tensorrt" if kind == TRT else "onnxruntime" if kind.startswith("ort") else ""
-    version = run.environment.get(package)
-    return f"{kind} {version}" if version else kind
+    packages = {TRT: "tensorrt", TORCH: TORCH, "ort": "onnxruntime", "ort-cuda": "onnxruntime"}
+    version = run.environment.get(packages.get(kind, ""))
+    where = "" if kind != TORCH else " on a GPU" if run.environment.get("gpu") else " on a CPU"
+    return f"{kind} {version}{where}" if version else kind
 
 
 def golden_text(run: Run) -> str:

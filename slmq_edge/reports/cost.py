@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from slmq_edge.reports.format import UNKNOWN, bytes_text, seconds_text
 from slmq_edge.reports.tables import aligned, escaped, piped
+from slmq_edge.sampled import BOARD, PROCESS, SECONDS
 from slmq_edge.tracks.cost import Row, Table, described
 from slmq_edge.tracks.preparing import Prepared
 
@@ -38,6 +39,17 @@ PREPARED_NOTE = (
     "process's, in phase load or while it built; what lies on a GPU is not in it."
 )
 HEADINGS = ("checkpoint", "method", "model", "scheme", "peak memory", "time", "SLMQ_quant")
+# Peaks that stand beside the one that is scored, where a row has them: kind -> heading, column.
+BESIDE = {
+    "torch_peak_reserved": ("torch reserved", "torch_reserved_bytes"),
+    PROCESS: ("process (NVML)", "gpu_process_bytes"),
+    BOARD: ("board (NVML)", "gpu_board_bytes"),
+}
+SAMPLED_NOTE = (
+    "Peak memory on a GPU: torch's tensors. Beside it what torch reserved for them, and what NVML "
+    f"told of this process and of the whole board, asked every {SECONDS} s: what came and went in "
+    "between is not in it."
+)
 COLUMNS: dict[str, Callable[[Row], object]] = {
     "method": lambda row: row.method,
     "model": lambda row: row.group.model,
@@ -53,6 +65,11 @@ COLUMNS: dict[str, Callable[[Row], object]] = {
     "reason": lambda row: row.reason,
     "checkpoint": lambda row: row.place,
     "work": lambda row: QUANTIZING,
+    "energy_of": lambda row: row.energy_of,
+    **{
+        column: lambda row, kind=kind: row.peaks.get(kind)  # type: ignore[misc]
+        for kind, (_, column) in BESIDE.items()
+    },
 }
 PREPARED_COLUMNS: dict[str, Callable[[Prepared], object]] = {
     "method": lambda one: one.method,
@@ -76,7 +93,7 @@ EXPLANATION = (
 def terminal(table: Table) -> str:
     """Columns two blanks apart, numbers to the right."""
     notes = [f"! {note}" for note in table.notes]
-    lines = aligned([HEADINGS, *map(_cells, table.rows)], texts=4)
+    lines = aligned(_rows(table), texts=4)
     parts = [[lines, "", *_measured(table), EXPLANATION, *notes]] if table.rows else []
     if table.prepared:
         below = aligned([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], texts=7)
@@ -87,7 +104,7 @@ def terminal(table: Table) -> str:
 def markdown(table: Table) -> str:
     """GitHub's Markdown."""
     lines = [f"- {escaped(line)}" for line in (*_measured(table), EXPLANATION, *table.notes)]
-    rows = piped([HEADINGS, *map(_cells, table.rows)], texts=4)
+    rows = piped(_rows(table), texts=4)
     parts = [[rows, "", *lines]] if table.rows else []
     if table.prepared:
         below = piped([PREPARED_HEADINGS, *map(_prepared_cells, table.prepared)], texts=7)
@@ -121,13 +138,25 @@ WRITERS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _beside(table: Table) -> list[str]:
+    """Kinds of ``BESIDE`` that a row has."""
+    return [kind for kind in BESIDE if any(kind in row.peaks for row in table.rows)]
+
+
+def _rows(table: Table) -> list[tuple[str, ...]]:
+    kinds, at = _beside(table), HEADINGS.index("peak memory") + 1
+    headings = (*HEADINGS[:at], *(BESIDE[kind][0] for kind in kinds), *HEADINGS[at:])
+    return [headings, *(_cells(row, kinds) for row in table.rows)]
+
+
+def _cells(row: Row, beside: list[str]) -> tuple[str, ...]:
     return (
         row.place,
         row.method,
         row.group.model,
         row.scheme,
         bytes_text(row.memory_bytes),
+        *(bytes_text(row.peaks.get(kind)) for kind in beside),
         seconds_text(row.seconds),
         UNKNOWN if row.score is None else f"{row.score:.1f}",
     )
@@ -151,4 +180,5 @@ def _prepared_cells(one: Prepared) -> tuple[str, ...]:
 
 def _measured(table: Table) -> list[str]:
     groups = list(dict.fromkeys(row.group for row in table.rows))
-    return [f"{group.model}: quantized on {described(group)}" for group in groups]
+    lines = [f"{group.model}: quantized on {described(group)}" for group in groups]
+    return [*lines, SAMPLED_NOTE] if _beside(table) else lines

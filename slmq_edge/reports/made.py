@@ -104,8 +104,16 @@ def verified_text(verified: Mapping[str, Any] | None) -> str:
         )
     return (
         f"mean KL {verified['mean_kl']:.1e}, with a past {verified['mean_kl_with_past']:.1e} "
-        f"(onnxruntime {verified['onnxruntime']})"
+        f"({verifier_text(verified)})"
     )
+
+
+def verifier_text(verified: Mapping[str, Any]) -> str:
+    """What ran a bundle where it was made, and on what."""
+    if "torch" in verified:
+        return f"torch {verified['torch']}, {verified['device']}"
+    provider = verified.get("provider", "CPUExecutionProvider")
+    return f"onnxruntime {verified['onnxruntime']}, {provider}"
 
 
 def online_text(manifest: Mapping[str, Any]) -> str | None:
@@ -135,7 +143,8 @@ def cost_text(cost: Mapping[str, Any]) -> str:
         for kind, count in cost["memory"].items()
     )
     joules = cost.get("energy_joules")
-    energy = "" if joules is None else f", {joules:.0f} J (all processors)"
+    of = cost.get("energy_of") or "all processors"
+    energy = "" if joules is None else f", {joules:.0f} J ({of})"
     behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
     what = f"{behind} blocks" if behind else " and ".join(parts or ())
     resumed = f" (without the {what} of a run that was interrupted)" if what else ""

@@ -20,12 +20,16 @@ from slmq_edge.reports.format import (
     watts_text,
 )
 from slmq_edge.results import Run, Series
+from slmq_edge.runner.environment import computes_on_gpu
 from slmq_edge.runner.forward import LOGITS
 
 MEMORY_NAMES = {
     "cpu_peak_rss": "peak RSS",
     "cpu_rss_anon": "anonymous",
     "cpu_rss_file": "mapped files",
+    "gpu_process_used": "on the GPU now",
+    "torch_peak_allocated": "torch's peak",
+    "torch_peak_reserved": "torch's peak with what it keeps",
 }
 DEVICE_NAMES = {
     "engine": "engine (weights, kernels)",
@@ -33,6 +37,7 @@ DEVICE_NAMES = {
     "io": "inputs and outputs",
     "rest": "rest (TensorRT's own, others')",
 }
+OF_TORCH = {"kv": "keys and values", "rest": "rest (activations, what torch keeps)"}
 
 
 def render(run: Run) -> str:
@@ -59,6 +64,7 @@ def _card(run: Run) -> list[tuple[str, str]]:
     cache = "" if ran.kv_cache is None else f", {ran.kv_cache}"
     rows = [
         ("method", ran.method),
+        *_runtime(run),
         ("ran", f"{scheme_text(ran.scheme_ran, ran.weight_storage_bits)}{asked}"),
         ("work in INT8", share_text(ran.int8_gemm_share)),
         *([] if ran.weights is None else [("weight grid", ran.weights)]),
@@ -70,6 +76,16 @@ def _card(run: Run) -> list[tuple[str, str]]:
         ("KV cache", f"{bytes_text(ran.kv_bytes_per_token)} per token{cache}"),
     ]
     return rows
+
+
+def _runtime(run: Run) -> list[tuple[str, str]]:
+    """Of torch, which computes on a GPU or on a CPU: on which, and by whose operators."""
+    said = run.environment.get("session") or {}
+    if not run.environment.get("torch"):
+        return []
+    where = "on a GPU" if run.environment.get("gpu") else "on a CPU"
+    operators = said.get("operators", "unknown")
+    return [("runtime", f"torch {run.environment['torch']} {where}, operators: {operators}")]
 
 
 def _bounds(run: Run) -> list[tuple[str, str]]:
@@ -95,7 +111,7 @@ def _speed(run: Run) -> list[tuple[str, str]]:
         ("load", f"{seconds_text(series['load_seconds'].median)} (files cached)"),
         ("repetitions", f"{len(first.values)} after {work.warmups} warm-ups"),
         *([] if work.text is None else [("text", f"{work.text.source} ({work.text.sha256[:12]})")]),
-        *([] if run.environment.get("tensorrt") else [("threads", _threads(run))]),
+        *([] if computes_on_gpu(run.environment) else [("threads", _threads(run))]),
     ]
 
 
@@ -138,7 +154,8 @@ def _on_device(run: Run) -> list[str]:
     """A section of what lies on a device of its own, where there is one."""
     if run.device_memory is None:
         return []
-    rows = [(DEVICE_NAMES.get(part, part), bytes_text(n)) for part, n in run.device_memory.items()]
+    names = {**DEVICE_NAMES, **(OF_TORCH if run.environment.get("torch") else {})}
+    rows = [(names.get(part, part), bytes_text(n)) for part, n in run.device_memory.items()]
     total = bytes_text(sum(run.device_memory.values()))
     return [section("Memory on the device, at most", [*rows, ("all of it", total)])]
 
@@ -205,6 +222,8 @@ def _checks(run: Run) -> list[tuple[str, str]]:
     if run.probe is not None:
         exact = "exact" if run.probe["exact"] else f"off by up to {run.probe['largest_error']}"
         rows.append(("integers", f"{exact} ({run.probe['operator']})"))
+    for phase, found in (run.environment.get("placed") or {}).items():
+        rows.append((f"{phase} on the GPU", _placed(found)))
     said = run.environment.get("session") or {}
     if "int8_asked" in said:
         left = said["int8_asked"] - len(said["int8_missing"])
@@ -212,3 +231,14 @@ def _checks(run: Run) -> list[tuple[str, str]]:
     if said.get("cuda_graph"):
         rows.append(("CUDA graph", str(said["cuda_graph"])))
     return rows
+
+
+def _placed(found: Mapping[str, Any]) -> str:
+    """Of one run of a graph, by onnxruntime's record: what was there, and what was not."""
+    macs = found["macs"]
+    work = "" if macs is None else f"{share_text(macs)} of the multiply-adds, "
+    left = ", ".join(f"{name} {calls}" for name, calls in sorted(found["elsewhere"].items()))
+    return (
+        f"{work}{share_text(found['seconds'])} of the host's time in operators; on the CPU: "
+        f"{left or 'none'}"
+    )

@@ -8,6 +8,7 @@ works. Python 3.8, standard library.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from typing import Any, Mapping, Sequence
 import slmq_edge
 from slmq_edge.errors import SlmqError
 from slmq_edge.profiles import PROFILES, load, nvml
-from slmq_edge.runner import children, environment
+from slmq_edge.runner import children, environment, manifest
 from slmq_edge.runner.children import Answers
 from slmq_edge.runner.products import PRODUCTS
 from slmq_edge.runner.trial import MARK
@@ -33,6 +34,17 @@ SETTLING = 0.3  # seconds until what samples by itself has its first sample
 IMPORT_TENSORRT = f"""
 import json, sys, tensorrt
 told = {{"version": tensorrt.__version__, "of_python": list(sys.version_info[:2])}}
+print("\\n{MARK}" + json.dumps(told))
+"""
+IMPORT_TORCH = f"""
+import importlib.util, json, shutil, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+told = {{
+    "version": str(torch.__version__),
+    "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
+    "triton": importlib.util.find_spec("triton") is not None,
+    "compiler": shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"),
+}}
 print("\\n{MARK}" + json.dumps(told))
 """
 
@@ -67,7 +79,9 @@ def examine(products: Sequence[str] = tuple(PRODUCTS)) -> dict[str, Any]:
             "venv": sys.prefix != sys.base_prefix,
         },
         "packages": {name: _version(name) for name in PACKAGES},
+        "torch_runtime": importlib.util.find_spec(manifest.TORCH_RUNTIME) is not None,
         "onnxruntime": _onnxruntime(products),
+        "torch": _torch(),
         "tensorrt": _tensorrt(),
         "cuda": _first(children.trial(["cuda"])),
         "nvml": _nvml(),
@@ -124,6 +138,13 @@ def _explained(answer: dict[str, Any], answers: Answers) -> dict[str, Any]:
     if answer.get("error", "").endswith("does not start"):
         return {"error": f"{answer['error']}: {children.reason(answers)}"}
     return answer
+
+
+def _torch() -> dict[str, Any]:
+    """``error``, or its version, the GPUs that it sees, and what its kernels need there."""
+    if _version("torch") is None:
+        return {"error": "not installed"}
+    return _first(children.ask([sys.executable, "-c", IMPORT_TORCH]))
 
 
 def _tensorrt() -> dict[str, Any]:

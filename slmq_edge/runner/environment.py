@@ -22,7 +22,7 @@ INTEGER_FLAGS = (
 )
 
 # What a runtime says of itself and its device, where that is not the CPU.
-OF_RUNTIME = ("tensorrt", "gpu", "cuda", "driver", "engine")
+OF_RUNTIME = ("tensorrt", "torch", "triton", "gpu", "cuda", "driver", "engine")
 
 # Two runs whose values agree in these may be continued one by the other.
 IDENTITY = (
@@ -85,6 +85,12 @@ def capture(
 def identity(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an environment that must not change within one run."""
     return {name: environment.get(name) for name in IDENTITY}
+
+
+def computes_on_gpu(environment: Mapping[str, Any]) -> bool:
+    """Whether a runtime computed on a GPU alone, so that a CPU's threads say nothing of it."""
+    on_torch = environment.get("torch") and environment.get("gpu")
+    return bool(environment.get("tensorrt") or on_torch)
 
 
 def affinity() -> list[int] | None:

@@ -56,6 +56,15 @@ class Decoder(Protocol):
     def step(self, tokens: Any, cache: Any) -> tuple[Any, Any]:
         """One more token on a cache, which can be stepped from again until the next prefill."""
 
+    def first(self, tokens: Any, room: int) -> tuple[Any, Any]:
+        """See `runner.greedy.Greedy`."""
+
+    def next(self, token: Any, cache: Any) -> tuple[Any, Any]:
+        """See `runner.greedy.Greedy`."""
+
+    def forward(self, tokens: Any, keep: int | None = None) -> int:
+        """See `runner.greedy.Greedy`."""
+
 
 class Limits(NamedTuple):
     kl_limit: float
@@ -244,21 +253,21 @@ def lumped_kl(reference: Any, artifact: Any, complete: bool) -> float:
 
 
 def _greedy(session: Decoder, arrays: Mapping[str, Any], prompt: int, bounds: Limits) -> int:
-    """Continue the prompt greedily; return how many tokens could be compared."""
+    """Continue the prompt greedily, as it is timed; return how many tokens could be compared."""
     expected, margins = arrays["greedy"][prompt], arrays["greedy_margins"][prompt]
-    logits, cache = session.prefill(arrays["tokens"][prompt : prompt + 1], 1, len(expected))
-    for position, (token, margin) in enumerate(zip(expected, margins)):
+    token, cache = session.first(arrays["tokens"][prompt : prompt + 1], len(expected))
+    for position, (wanted, margin) in enumerate(zip(expected, margins)):
         if not margin > 2 * bounds.logit_noise:
             return position
-        chosen = int(logits[0, -1].argmax())
-        if chosen != token:
+        chosen = int(token[0, 0])
+        if chosen != wanted:
             raise SlmqError(
                 f"golden check failed: greedy token {position} of prompt {prompt} is "
-                f"{chosen}; the simulation's is {token}, chosen by {margin:.3g} where its "
+                f"{chosen}; the simulation's is {wanted}, chosen by {margin:.3g} where its "
                 f"noise is {bounds.logit_noise:.3g}"
             )
         if position + 1 < len(expected):
-            logits, cache = session.step(np.array([[chosen]], np.int64), cache)
+            token, cache = session.next(token, cache)
     return len(expected)
 
 

@@ -46,6 +46,7 @@ DOING = {
     "begin": "probing integers",
     "probe": "checking golden prompts",
     "golden": "loading",
+    "placed": "loading",
     "load": "warming up",
     "warmup": "measuring",
     "repetition": "measuring",
@@ -62,7 +63,7 @@ class Job(NamedTuple):
     engines: where those for TensorRT are; None: in the bundle's folder. board: what the profile
     must be told. power_seconds: the least length of a window of energy; 0: none are taken.
     cool_down_seconds: the longest wait before a repetition. again: whether repetitions that are
-    not steady are taken once more.
+    not steady are taken once more. torch_device: of a bundle for torch, see `runtimes.Place`.
     """
 
     bundle: Path
@@ -75,11 +76,16 @@ class Job(NamedTuple):
     power_seconds: float = 2.0
     cool_down_seconds: float = 0.0
     again: bool = True
+    torch_device: str | None = None
 
     def place(self) -> Place:
         """The bundle, read, and how it is to run."""
         bundle = manifest.read_bundle(self.bundle)
-        return Place(self.bundle, bundle, self.workload.threads, self.engines)
+        return Place(self.bundle, bundle, self.workload.threads, self.engines, self.torch_device)
+
+    def on(self, torch_device: str) -> Job:
+        """See `work.Work`."""
+        return self._replace(torch_device=torch_device)
 
     @property
     def unit(self) -> str:
@@ -116,7 +122,8 @@ def check(job: Job, echo: Echo) -> bool:
     Returns whether anything is to be measured still: where not, nothing is checked either.
 
     Raises:
-        SlmqError: something is not as promised; nothing has been timed.
+        SlmqError: something is not as promised, or a graph for a GPU leaves products to the CPU;
+            nothing has been timed.
     """
     place = job.place()
     bundle = place.bundle
@@ -136,6 +143,9 @@ def check(job: Job, echo: Echo) -> bool:
             log,
             lambda session: _check_room(job, session),
         )
+        steps = runtimes.of(place).placed(place, require_check(job))
+        if steps is not None:
+            log.append({"event": "placed", "steps": dict(steps)})
     return True
 
 
@@ -212,6 +222,8 @@ def measure_job(job: Job, echo: Echo) -> None:
                 )
             if metered:
                 seconds, left = job.power_seconds, todo.windows
+                if left and not todo.repetitions:  # what windows repeat has not run here yet
+                    session.first(prompt.reshape(1, -1), asked.new_tokens)
                 for window in windows.of_work(session, prompt, asked, profile, seconds, left):
                     log.append({"event": "power", **window._asdict()})
             log.append(

@@ -5,6 +5,7 @@ begin                   bundle_sha256, workload, allow_inexact, environment, at 
                         seconds), pid, board; one for every process that worked on the run
 probe                   result: operator, exact, largest_error (null for a bundle of floats)
 golden                  report: the fields of `golden.GoldenReport`
+placed                  steps {prefill, decode: the fields of `placed.Placed`}: of a graph on a GPU
 power                   the fields of `windows.Window`
 load                    seconds, memory {phase: {kind: bytes}}, kv_bytes_per_token, profile,
                         session, state
@@ -53,6 +54,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "probe": {"result": (dict, type(None))},
     "golden": {"report": dict},
+    "placed": {"steps": dict},
     "load": {"seconds": NUMBER, "memory": dict, "kv_bytes_per_token": int, "profile": dict},
     "warmup": {
         "index": int,

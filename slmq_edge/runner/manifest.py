@@ -32,6 +32,12 @@ SIGNED_PROBE = f"{GRAPH_FOLDER}/signed_probe.onnx"
 TRT = "trt"
 TRT_GRAPH = f"{TRT}/model.onnx"
 TRT_RECIPE = f"{TRT}/recipe.json"
+# A bundle for torch: integers and floats as modules take them, and what they are of.
+TORCH = "torch"
+TORCH_WEIGHTS = f"{TORCH}/weights.safetensors"
+TORCH_MODEL = f"{TORCH}/model.json"
+TORCH_RUNTIME = "slmq_edge.torch_runtime"  # what runs it: no part of what is sent to boards
+GRAPHS = {TRT: TRT_GRAPH, TORCH: TORCH_WEIGHTS}
 
 BLOCK_BYTES = 1 << 20
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -70,8 +76,8 @@ def kind_of(bundle: Mapping[str, Any]) -> str:
 
 
 def graph_of(bundle: Mapping[str, Any]) -> str:
-    """Return the file of a bundle's graph."""
-    return TRT_GRAPH if kind_of(bundle) == TRT else GRAPH
+    """Return the file of a bundle's graph; of one for torch, of its weights."""
+    return GRAPHS.get(kind_of(bundle), GRAPH)
 
 
 def described(bundle: Mapping[str, Any]) -> dict[str, Any]:

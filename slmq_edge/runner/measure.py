@@ -167,16 +167,14 @@ def once(
     tokens = prompt.reshape(1, -1)
     profile.reset_peak()
     started = clock()
-    logits, cache = session.prefill(tokens, 1, new_tokens)
-    token = logits[:, -1].argmax(axis=-1).reshape(1, 1)
+    token, cache = session.first(tokens, new_tokens)
     prefill_seconds = clock() - started
     memory = {"prefill": dict(profile.memory())}
 
     profile.reset_peak()
     ticks = [clock()]
     for _ in range(new_tokens):
-        logits, cache = session.step(token, cache)
-        token = logits[:, -1].argmax(axis=-1).reshape(1, 1)
+        token, cache = session.next(token, cache)
         ticks.append(clock())
     memory["decode"] = dict(profile.memory())
     steps = tuple(float(step) for step in np.diff(ticks))

@@ -26,6 +26,7 @@ from slmq_edge.runner.asked import (
     provider_of,
     session_settings,
 )
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.manifest import GRAPH
 from slmq_edge.runner.memory import let_go, of_folder, return_memory
 
@@ -53,7 +54,7 @@ class Cache(NamedTuple):
     binding: Any  # where the buffers are bound as inputs, and in place as outputs too
 
 
-class Session:
+class Session(Greedy):
     """A graph that is loaded and ready; ``threads`` is the number ONNX Runtime computes with.
 
     A prompt's rows all have the same length. Causality makes padding on the right harmless

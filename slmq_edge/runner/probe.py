@@ -22,7 +22,7 @@ from slmq_edge.runner.asked import (
     provider_of,
     session_settings,
 )
-from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE
+from slmq_edge.runner.manifest import GRAPH, PROBE, SIGNED_GRAPH, SIGNED_PROBE, TORCH_WEIGHTS
 from slmq_edge.runner.ort import check_runtime, is_at_least, open_session
 
 BLOCK_OPERATOR = "MatMulNBits"
@@ -139,7 +139,9 @@ def activations(shape: tuple[int, int]) -> list[Any]:
 def refuse_inexact(report: ProbeReport | None, allowed: bool) -> None:
     """Raise unless the kernel is exact or the user accepts that it is not."""
     if report is not None and not report.exact and not allowed:
+        is_torch = report.graph == TORCH_WEIGHTS
+        where, runtime = ("here", "torch") if is_torch else ("on this CPU", "onnxruntime")
         raise SlmqError(
-            f"{report.operator} is not exact on this CPU: integers are off by up to "
-            f"{report.largest_error}; use another onnxruntime, or --allow-inexact"
+            f"{report.operator} is not exact {where}: integers are off by up to "
+            f"{report.largest_error}; use another {runtime}, or --allow-inexact"
         )

@@ -67,9 +67,7 @@ class Step(NamedTuple):
         return integers / self.macs if self.macs else 0.0
 
 
-def run(
-    folder: Path, bundle: Mapping[str, Any], threads: int, prompt_tokens: int = 16
-) -> dict[str, Step]:
+def run(folder: Path, bundle: Mapping[str, Any], threads: int) -> dict[str, Step]:
     """Run a bundle's graph with the record on: ``prefill`` of a prompt, and ``decode`` of a token.
 
     Of its graphs, the one that a measurement would run here.
@@ -79,14 +77,25 @@ def run(
 
     Raises:
         SlmqError: the runtime is too old or refuses the graph, or its record cannot be read.
-        Unsupported: a bundle for TensorRT.
+        Unsupported: a bundle that onnxruntime does not run.
     """
+    if manifest.kind_of(bundle) == manifest.TORCH:
+        raise Unsupported(
+            f"{folder.name} is for torch, of whose operators onnxruntime's record says nothing: "
+            "what its modules multiply, inspect without --run says"
+        )
     if manifest.kind_of(bundle) == manifest.TRT:
         raise Unsupported(
             f"{folder.name} is for TensorRT, of whose operators onnxruntime's record says nothing: "
             "what an engine's layers are, slmq-edge build says"
         )
-    graph = probe.graph_to_run(probe.run(folder, bundle, threads))
+    return traced(folder, bundle, threads, probe.graph_to_run(probe.run(folder, bundle, threads)))
+
+
+def traced(
+    folder: Path, bundle: Mapping[str, Any], threads: int, graph: str, prompt_tokens: int = 16
+) -> dict[str, Step]:
+    """See `run`; of one of a bundle's graphs."""
     prompt = golden.prompt_tokens(golden.golden_file(folder, bundle), prompt_tokens)
     tokens = prompt.reshape(1, -1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Protocol
 
 from slmq_edge.errors import UsageError, unknown
-from slmq_edge.runner import asked, manifest, ort, probe
+from slmq_edge.runner import asked, manifest, on_torch, ort, placed, probe, profiled
 from slmq_edge.runner.forward import Together
 from slmq_edge.runner.golden import Decoder
 from slmq_edge.runner.probe import ProbeReport
 
 
 class Place(NamedTuple):
-    """A bundle, and how it is to run. engines: where those for TensorRT are; None: beside it."""
+    """A bundle, and how it is to run.
+
+    engines: where those for TensorRT are; None: beside it. torch_device: see `on_torch.chosen`.
+    """
 
     folder: Path
     bundle: Mapping[str, Any]
     threads: int
     engines: Path | None = None
+    torch_device: str | None = None
 
 
 class Session(Decoder, Protocol):
@@ -67,6 +71,13 @@ class Runtime(Protocol):
     def probe(self, place: Place) -> ProbeReport | None:
         """Whether integers are exact here, and which graph to run; None: nothing to probe."""
 
+    def placed(self, place: Place, graph: str) -> Mapping[str, Any] | None:
+        """Where the operators of ``graph`` run, see `placed.Placed`; None: nobody tells.
+
+        Raises:
+            Unsupported: not where the bundle says.
+        """
+
     def prepare(self, place: Place, graph: str) -> Callable[[], Session]:
         """Do what is no part of loading, and return what loads ``graph`` of a verified bundle."""
 
@@ -80,6 +91,13 @@ class OnnxRuntime:
     def probe(self, place: Place) -> ProbeReport | None:
         return probe.run(place.folder, place.bundle, place.threads)
 
+    def placed(self, place: Place, graph: str) -> Mapping[str, Any] | None:
+        provider = asked.provider_of(place.bundle).name
+        if provider == asked.ON_CPU.name:
+            return None
+        steps = profiled.traced(place.folder, place.bundle, place.threads, graph)
+        return placed.as_json(placed.check(steps, provider))
+
     def prepare(self, place: Place, graph: str) -> Callable[[], Session]:
         ort.load_onnxruntime()
         return functools.partial(ort.open_bundle, place.folder, place.bundle, place.threads, graph)
@@ -87,7 +105,7 @@ class OnnxRuntime:
 
 def _gpu() -> Mapping[str, Any]:
     """The GPU that onnxruntime takes, as NVML calls it."""
-    from slmq_edge.profiles.cuda import Cuda
+    from slmq_edge.profiles.cuda import UNNAMED, Cuda
 
     profile = Cuda()
     try:
@@ -119,6 +137,9 @@ class TensorRT:
     def probe(self, place: Place) -> ProbeReport | None:
         return None
 
+    def placed(self, place: Place, graph: str) -> Mapping[str, Any] | None:
+        return None
+
     def prepare(self, place: Place, graph: str) -> Callable[[], Session]:
         from slmq_edge.runner.trt import cache, versions
         from slmq_edge.runner.trt.engine import open_engine
@@ -128,13 +149,17 @@ class TensorRT:
         return functools.partial(open_engine, engine)
 
 
-UNNAMED = "a GPU without NVML"
 # Kinds of bundles by the runtime that runs them, as --runtime names it.
-FAMILIES = {"ort": ("ort", "ort-cuda"), manifest.TRT: (manifest.TRT,)}
+FAMILIES = {
+    "ort": ("ort", "ort-cuda"),
+    manifest.TRT: (manifest.TRT,),
+    manifest.TORCH: (manifest.TORCH,),
+}
 RUNTIMES: dict[str, Runtime] = {
     "ort": OnnxRuntime(),
     "ort-cuda": OnnxRuntime(),
     manifest.TRT: TensorRT(),
+    manifest.TORCH: on_torch.Torch(),
 }
 
 
@@ -142,13 +167,15 @@ def of(place: Place) -> Runtime:
     """The runtime of a bundle.
 
     Raises:
-        UsageError: this release has none for it, or none that takes ``engines``.
+        UsageError: this release has none for it, or none with ``engines`` or ``torch_device``.
     """
     kind = manifest.kind_of(place.bundle)
     if kind not in RUNTIMES:
         raise UsageError(unknown("runtime", kind, tuple(RUNTIMES)))
     if place.engines is not None and kind != manifest.TRT:
         raise UsageError(f"--engines is of bundles for TensorRT; {place.folder} is for {kind}")
+    if place.torch_device is not None and kind != manifest.TORCH:
+        raise UsageError(f"--torch-device is of bundles for torch; {place.folder} is for {kind}")
     return RUNTIMES[kind]
 
 

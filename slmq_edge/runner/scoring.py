@@ -58,6 +58,11 @@ class Job(NamedTuple):
     allow_inexact: bool
     engines: Path | None = None
     board: Board = Board()
+    torch_device: str | None = None
+
+    def on(self, torch_device: str) -> Job:
+        """See `work.Work`."""
+        return self._replace(torch_device=torch_device)
 
     @property
     def unit(self) -> str:
@@ -208,7 +213,7 @@ def run(job: Job, echo: Callable[[str], object]) -> None:
         SlmqError: the bundle does not pass, a sequence does not fit, or the disk is full.
     """
     bundle = manifest.read_bundle(job.bundle)
-    place = Place(job.bundle, bundle, job.threads, job.engines)
+    place = Place(job.bundle, bundle, job.threads, job.engines, job.torch_device)
     asked = requests.load(job.requests)
     requests.check(asked, *limits(bundle))
     here = runtimes.of(place).check(place)

@@ -128,21 +128,19 @@ def of_work(
     tokens, new = prompt.reshape(1, -1), workload.new_tokens
 
     def read() -> int:
-        session.prefill(tokens, 1, new)
+        session.first(tokens, new)
         return workload.prompt_tokens
 
     if "prefill" in wanted:
         yield _repeated("prefill", read, profile, seconds, clock)
     if "decode" not in wanted:
         return
-    logits, begun = session.prefill(tokens, 1, new)
-    first = logits[:, -1].argmax(axis=-1).reshape(1, 1)
+    first, begun = session.first(tokens, new)
 
     def decode() -> int:
         token, cache = first, begun
         for _ in range(new):
-            made, cache = session.step(token, cache)
-            token = made[:, -1].argmax(axis=-1).reshape(1, 1)
+            token, cache = session.next(token, cache)
         return new
 
     yield _repeated("decode", decode, profile, seconds, clock)

@@ -24,6 +24,13 @@ class Work(Protocol):
     def journal(self) -> Path: ...
 
     @property
+    def torch_device(self) -> str | None:
+        """Of a bundle for torch, see `runtimes.Place`."""
+
+    def on(self, torch_device: str) -> Work:
+        """The same, on that device."""
+
+    @property
     def unit(self) -> str:
         """What the journal collects, in the plural; `journal.taken` counts it."""
 
@@ -75,9 +82,15 @@ def parse(path: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
 
 
 def described(work: Any) -> dict[str, Any]:
-    """The fields of a job as JSON, those that all jobs have; `parse` reads them."""
+    """The fields of a job as JSON, those that all jobs have; `parse` reads them.
+
+    Without ``torch_device`` where none is asked for, as before there was one: it decides run-ids.
+    """
+    fields = work._asdict()
+    if fields["torch_device"] is None:
+        del fields["torch_device"]
     return {
-        **work._asdict(),
+        **fields,
         "bundle": str(work.bundle),
         "journal": str(work.journal),
         "engines": None if work.engines is None else str(work.engines),

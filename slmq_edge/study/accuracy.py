@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from slmq_edge.errors import SlmqError
 from slmq_edge.study.collect import Filed
-from slmq_edge.study.subjects import SIMULATED, TORCH, Subject
+from slmq_edge.study.subjects import SIMULATED, TRANSFORMERS, Subject
 from slmq_edge.tracks.accuracy import gap
 from slmq_edge.tracks.accuracy.gap import COVERED, SCORED, SEED, Gap, TokenRow
 from slmq_edge.tracks.accuracy.results import (
@@ -138,7 +138,7 @@ def references(found: Sequence[Subject], model: str, baseline: str | None) -> li
         and one.evaluations
         and baseline in (None, one.scheme)
     ]
-    return sorted(mine, key=lambda one: {TORCH: 0, SIMULATED: 1}.get(one.runtime, 2))
+    return sorted(mine, key=lambda one: {TRANSFORMERS: 0, SIMULATED: 1}.get(one.runtime, 2))
 
 
 def headline(task: TaskResult) -> Metric:

@@ -2,7 +2,7 @@
 
 A run and an evaluation stand in one row where both are of one bundle.json; what has another digest
 is another subject, though its method and scheme be the same. A model that was scored without an
-artifact (torch), and a checkpoint that was (simulated), are subjects too.
+artifact (by transformers), and a checkpoint that was (simulated), are subjects too.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from slmq_edge.study.collect import Filed, Manifest, Study
 from slmq_edge.tracks.accuracy.results import Evaluation
 
 NONE = "none"
-# dtype of a model that torch scored -> scheme.
+# dtype of a model that was scored as it is -> scheme.
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-TORCH, SIMULATED = "torch", "simulated"
+# What scores a model as it is, which evaluations call torch; and a checkpoint.
+TRANSFORMERS, SIMULATED = "transformers", "simulated"
+TORCH = "torch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Subject:
     """An artifact, or a model that was scored as it is; each is one object, and equals itself.
 
     model: name, and ``@revision`` where it has one. scheme: what ran. asked: what was asked, where
-    that is another. runtime: of the bundle, or torch or simulated. digest: of bundle.json or
+    that is another. runtime: of the bundle, or transformers or simulated. digest: of bundle.json or
     checkpoint.json, of a model over its files; ``None`` where nobody tells. apart: what tells it
     from others of its name.
     """
@@ -58,7 +60,7 @@ class Subject:
     @property
     def is_artifact(self) -> bool:
         """Whether it is what a device runs."""
-        return self.runtime not in (TORCH, SIMULATED)
+        return self.runtime not in (TRANSFORMERS, SIMULATED)
 
 
 def subjects(study: Study) -> tuple[Subject, ...]:
@@ -69,7 +71,7 @@ def subjects(study: Study) -> tuple[Subject, ...]:
         place: tuple[str, ...] = (one.model, one.runtime, one.method, one.scheme)
         if one.digest:
             # A model's files are the same in every dtype; an artifact is its digest.
-            place = (*place, one.digest) if one.runtime == TORCH else (one.digest,)
+            place = (*place, one.digest) if one.runtime == TRANSFORMERS else (one.digest,)
         found.setdefault(place, one)
         return place
 
@@ -161,13 +163,18 @@ def _of_evaluation(scored: Evaluation) -> Subject:
         method=who.get("method") or NONE,
         ran=ran,
         asked=ran,
-        runtime=str(who.get("runtime", TORCH)),
+        runtime=_scored_by(who),
         digest=who.get("bundle_sha256") or who.get("checkpoint_sha256") or _of_files(who),
     )
 
 
+def _scored_by(who: Mapping[str, Any]) -> str:
+    runtime = str(who.get("runtime", TORCH))
+    return TRANSFORMERS if runtime == TORCH and not who.get("bundle_sha256") else runtime
+
+
 def _of_files(who: Mapping[str, Any]) -> str | None:
-    """Of a model that torch scored: two folders of one name may hold two models."""
+    """Of a model that was scored as it is: two folders of one name may hold two models."""
     files = who.get("files")
     return hashlib.sha256(key(files).encode()).hexdigest() if files else None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Group:
 class Row:
     """What one checkpoint cost. score: SLMQ_quant within its group; ``None`` and a reason why not.
 
-    memory_bytes: the peak of the group's kind. energy_joules: of the machine's processors.
+    memory_bytes: the peak of the group's kind; peaks: of every kind that was measured, of which
+    those on a GPU stand beside each other. energy_joules: of what energy_of says.
     """
 
     place: str
@@ -53,6 +54,8 @@ class Row:
     threads: int | None
     score: float | None = None
     reason: str | None = None
+    peaks: Mapping[str, int | None] = field(default_factory=dict)
+    energy_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
         calibration_tokens=cost.get("calibration_tokens"),
         threads=cost.get("threads"),
         reason=reason,
+        peaks=dict(cost["memory"]),
+        energy_of=cost.get("energy_of"),
     )
 
 

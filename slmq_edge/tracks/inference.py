@@ -7,6 +7,7 @@ taken up again where it stopped.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class Options:
 
     runtime: what the bundle must be for, a key of `runtimes.FAMILIES`; None: whatever it is.
     engines: where engines for TensorRT are; None: in the bundle's folder. power_source: where
-    rails are read, where that is asked for.
+    rails are read, where that is asked for. torch_device: of a bundle for torch, see
+    `runner.on_torch.chosen`.
     """
 
     allow_inexact: bool = False
@@ -39,11 +41,13 @@ class Options:
     cool_down_seconds: float = 0.0
     power_source: str | None = None
     again: bool = True
+    torch_device: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What decides figures, and no path."""
+        """What decides figures, and no path; ``torch_device`` where it was asked for."""
         found = dataclasses.asdict(self)
-        return {name: value for name, value in found.items() if name not in ("engines", "runtime")}
+        left_out = ("engines", "runtime", *(() if self.torch_device else ("torch_device",)))
+        return {name: value for name, value in found.items() if name not in left_out}
 
 
 def admitted(bundle: Path, workload: Workload, options: Options) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def admitted(bundle: Path, workload: Workload, options: Options) -> dict[str, An
     document = existing_bundle(bundle)
     if options.runtime is not None:
         runtimes.require(bundle, document, options.runtime)
+    runtimes.of(_place(bundle, document, workload, options))
     measure.check_workload(workload, document)
     artifact_of(document, "", 0)
     bounds.card(document, workload)
@@ -90,8 +95,8 @@ def profile(
     check_output(output, force)
     document = admitted(bundle, workload, options)
     where = Local() if machine is None else machine
-    engines = None if options.engines is None else options.engines.absolute()
-    device, board = where.device(runtimes.Place(bundle, document, workload.threads, engines))
+    place = _place(bundle, document, workload, options)
+    device, board = where.device(place)
     if options.power_source is not None and device.kind != JETSON:
         raise UsageError(f"--power-source is of a Jetson, and {device.name} is none: leave it out")
     progress(
@@ -111,11 +116,12 @@ def profile(
         workload,
         device.kind,
         options.allow_inexact,
-        engines,
+        place.engines,
         board._replace(power_source=options.power_source),
         options.power_seconds,
         options.cool_down_seconds,
         options.again,
+        options.torch_device,
     )
     where.run(work, progress)
     run = assemble(journal.read(log), device, document, workload.repetitions)
@@ -124,3 +130,10 @@ def profile(
     log.unlink()
     where.forget()
     return run
+
+
+def _place(
+    bundle: Path, document: Mapping[str, Any], workload: Workload, options: Options
+) -> runtimes.Place:
+    engines = None if options.engines is None else options.engines.absolute()
+    return runtimes.Place(bundle, document, workload.threads, engines, options.torch_device)

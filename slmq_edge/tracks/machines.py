@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from slmq_edge.errors import SlmqError
 from slmq_edge.profiles import Board
 from slmq_edge.remote.transport import started
 from slmq_edge.results import Device
-from slmq_edge.runner import environment, journal, runtimes, work
+from slmq_edge.runner import environment, journal, on_torch, runtimes, work
 from slmq_edge.runner.look import look
 from slmq_edge.runner.work import Work
 
@@ -99,12 +100,13 @@ class Local:
 def _run_child(task: Work, progress: Progress) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         job_file, errors_file = Path(scratch) / "job.json", Path(scratch) / "stderr"
-        work.write(task, job_file)
+        job, variables = _on_its_gpu(task)
+        work.write(job, job_file)
         command = [sys.executable, "-m", "slmq_edge.runner", str(job_file)]
         refusal: dict[str, str] = {}
         with (
             errors_file.open("wb") as stderr,
-            started(command, stdout=subprocess.PIPE, stderr=stderr) as child,
+            started(command, stdout=subprocess.PIPE, stderr=stderr, env=variables) as child,
         ):
             assert child.stdout is not None
             try:
@@ -116,6 +118,12 @@ def _run_child(task: Work, progress: Progress) -> None:
         if child.returncode != 0:
             words = errors_file.read_text(encoding="utf-8", errors="replace")
             _fail(child.returncode, refusal, words, task, child.pid)
+
+
+def _on_its_gpu(task: Work) -> tuple[Work, dict[str, str]]:
+    """A job for cuda:N, as one of a process that sees this GPU alone; and that one's variables."""
+    only = on_torch.visible(task.torch_device)
+    return (task.on(on_torch.CUDA) if only else task), {**os.environ, **only}
 
 
 def _kept(task: Work) -> str:

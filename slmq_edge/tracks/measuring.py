@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slmq_edge.errors import Unsupported
+from slmq_edge.files import existing_bundle
 from slmq_edge.remote.run import Remote
 from slmq_edge.remote.target import LOCAL, Target
 from slmq_edge.results import Run
-from slmq_edge.runner import environment, forward
+from slmq_edge.runner import environment, forward, on_torch
+from slmq_edge.runner.manifest import TORCH, kind_of
 from slmq_edge.runner.measure import Text, Workload
 from slmq_edge.tracks import inference
 from slmq_edge.tracks.inference import Options, Progress
@@ -53,6 +56,8 @@ def measure_on(target: Target, asked: Asked, output: Path, progress: Progress) -
     What needs no machine to be refused is refused before one is reached.
     """
     admit(asked)
+    if target.transport != LOCAL and kind_of(existing_bundle(asked.bundle)) == TORCH:
+        raise Unsupported(f"{target.name}: {on_torch.ELSEWHERE}")
     if target.transport == LOCAL:
         work = asked.workload(environment.cores())
         return inference.profile(

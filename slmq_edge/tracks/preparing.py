@@ -84,7 +84,7 @@ def of_run(run: Run, place: str) -> Prepared:
     kinds = {k: v for k, v in run.memory.get(LOAD, {}).items() if PEAK in k and v is not None}
     kind = min(kinds, default=None)
     loads, environment = run.series["load_seconds"], run.environment
-    name = "tensorrt" if environment.get("tensorrt") else "onnxruntime"
+    name = next((one for one in ("tensorrt", "torch") if environment.get(one)), "onnxruntime")
     return Prepared(
         place=place,
         what=SESSION,

@@ -41,7 +41,8 @@ PARTS = ("part", "KL", "of weights", "of inputs")
 SHOWN = 8
 OF_MACHINE = (
     "cpu_model", "machine", "cores", "memory_total_bytes", "gpu", "driver", "cuda", "power_mode",
-    "governor", "l4t", "os", "kernel", "python", "numpy", "onnxruntime", "tensorrt", "load_average",
+    "governor", "l4t", "os", "kernel", "python", "numpy", "onnxruntime", "tensorrt", "torch",
+    "triton", "load_average",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slmq_edge import quantities
 from slmq_edge.compare import compare
-from slmq_edge.quantities import DEVICE, ON_GPU
+from slmq_edge.quantities import DEVICE, ON_GPU, TORCH_PEAK
 from slmq_edge.reports.format import bytes_text, count_text, seconds_text
 from slmq_edge.reports.study import printed
 from slmq_edge.reports.study.layout import (
@@ -131,7 +131,8 @@ def _convention(row: Row) -> Line:
         value = compare(row.comparison.baseline, row.side, "paper").score.value
     macs = quantities.paper_macs(row.run)
     kind, memory = row.memory or ("", 0.0)
-    on_gpu = kind == DEVICE or ON_GPU in kind  # what the paper's is; unlike kinds never meet
+    # What the paper's is; unlike kinds never meet.
+    on_gpu = kind == DEVICE or ON_GPU in kind or TORCH_PEAK in kind
     return line(
         Cell(row.subject.name, "ours"),
         Cell(f"{memory / 2**20:.1f}", kind) if on_gpu else NOTHING,

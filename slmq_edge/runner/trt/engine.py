@@ -15,6 +15,7 @@ import numpy as np
 
 from slmq_edge.errors import Damaged, SlmqError, Unsupported
 from slmq_edge.runner.forward import Together
+from slmq_edge.runner.greedy import Greedy
 from slmq_edge.runner.trt import cuda as cuda_runtime
 from slmq_edge.runner.trt import versions
 from slmq_edge.runner.trt.buffers import Inputs, Logits
@@ -37,7 +38,7 @@ class Cache(NamedTuple):
     turn: int
 
 
-class Session:
+class Session(Greedy):
     """An engine that is loaded and ready. ``limits``: of new, room and kept, what it takes."""
 
     batches = False

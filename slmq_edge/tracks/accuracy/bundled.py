@@ -29,7 +29,7 @@ from slmq_edge.tracks.machines import Local, Machine
 OF_MACHINE = ("machine", "cpu_model", "cpu_features")
 # Event of a journal -> what of it is worth keeping beside the scores.
 RAN = {"begin": "environment", "probe": "result", "golden": "report", "end": "session"}
-OF_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+OF_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class Options:
     """How a bundle is run; see `runner.scoring.Job`. threads: None: one for every core there.
 
     runtime: what the bundle must be for, a key of `runtimes.FAMILIES`; None: whatever it is.
+    torch_device: of a bundle for torch, see `runner.on_torch.chosen`.
     """
 
     threads: int | None = None
     engines: Path | None = None
     allow_inexact: bool = False
     runtime: str | None = None
+    torch_device: str | None = None
 
 
 class Bundled:
@@ -76,7 +78,9 @@ class Bundled:
         self._options = options
         self._engines = None if options.engines is None else options.engines.absolute()
         self._threads = options.threads or self._machine.cores()
-        place = runtimes.Place(self._bundle, document, self._threads, self._engines)
+        place = runtimes.Place(
+            self._bundle, document, self._threads, self._engines, options.torch_device
+        )
         self._device, self._board = self._machine.device(place)
         self._ran: dict[str, Any] = {}
         self.tokens_before = 0
@@ -141,6 +145,7 @@ class Bundled:
             self._options.allow_inexact,
             self._engines,
             self._board,
+            self._options.torch_device,
         )
         self._machine.run(work, told)
 

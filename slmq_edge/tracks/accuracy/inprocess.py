@@ -147,11 +147,12 @@ def of_transformers(
     return Model(identity, shape, logits)
 
 
-def of_checkpoint(folder: Path) -> Model:
-    """A quantized model, as its simulation computes it.
+def of_checkpoint(folder: Path, device: str = "cpu") -> Model:
+    """A quantized model, as its simulation computes it on a device of torch.
 
     Raises:
-        UsageError: no checkpoint. Damaged: see ``checkpoint.load``.
+        UsageError: no checkpoint, a device that torch does not have here. Damaged: see
+            ``checkpoint.load``.
     """
     if not checkpoints.is_checkpoint(folder):
         raise UsageError(
@@ -162,7 +163,9 @@ def of_checkpoint(folder: Path) -> Model:
     except ImportError as error:
         raise MissingExtra("torch", "quantize") from error
     from slmq_edge.simulation import Simulation
+    from slmq_edge.torch_device import checked
 
+    checked(device, "--torch-device")
     found = checkpoints.load(folder)
     identity = {
         "runtime": "simulated",
@@ -170,12 +173,14 @@ def of_checkpoint(folder: Path) -> Model:
         "method": found.method,
         "scheme": found.scheme.name,
         "checkpoint_sha256": manifest.sha256(folder / CHECKPOINT_FILE),
+        **({} if device == "cpu" else {"device": device}),
         **_here(),
         "versions": {"torch": torch.__version__},
     }
     # Several threads share a batch out as they please: sums then depend on the company.
-    together = TOGETHER if torch.get_num_threads() == 1 else 0
-    return Model(identity, found.anatomy, simulated(Simulation(found)), together)
+    together = TOGETHER if device == "cpu" and torch.get_num_threads() == 1 else 0
+    there = Simulation(found, device=device)
+    return Model(identity, found.anatomy, simulated(there), together)
 
 
 def simulated(simulation: Simulation) -> scoring.Logits:

@@ -143,7 +143,7 @@ def _of_bundle(asked: scorers.Asked) -> Reader:
     manifest.verify(folder, document.get("files", {}))
     machine = Local()
     threads = asked.threads or machine.cores()
-    place = runtimes.Place(folder, document, threads, asked.engines)
+    place = runtimes.Place(folder, document, threads, asked.engines, asked.torch_device)
     device, _ = machine.device(place)
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -24,16 +24,17 @@ class Asked:
     """What is to score, and how.
 
     what: a bundle, a checkpoint, or a model by folder, built-in name or hub id. machine: where a
-    bundle runs; None: here. dtype, torch_device, revision: of a model. threads: of a bundle's
-    runtime, or of torch in this process; None: one for every core, or torch's own choice. engines,
-    allow_inexact: of a bundle, see ``bundled.Options``. folder: where journals are kept, so that a
-    call that was interrupted is gone on from; None: none are. told: of a runner's events.
+    bundle runs; None: here. dtype, revision: of a model. torch_device: of a model or a checkpoint,
+    by default the CPU, or of a bundle for torch, see `runner.on_torch.chosen`. threads: of a
+    bundle's runtime, or of torch in this process; None: one for every core, or torch's own choice.
+    engines, allow_inexact: of a bundle, see ``bundled.Options``. folder: where journals are kept,
+    so that a call that was interrupted is gone on from; None: none are. told: of a runner's events.
     """
 
     what: str
     machine: Machine | None = None
     dtype: str = "float32"
-    torch_device: str = "cpu"
+    torch_device: str | None = None
     revision: str | None = None
     threads: int | None = None
     engines: Path | None = None
@@ -55,10 +56,10 @@ def open_scorer(asked: Asked, runtime: str | None = None) -> Scorer:
     name = runtime or runtime_of(asked.what)
     if name not in SCORERS:
         raise UsageError(unknown("runtime", name, tuple(SCORERS)))
-    if name in FAMILIES:
+    kind = runtime_of(asked.what)
+    if name in FAMILIES and (name != TORCH or (_is_bundle(asked.what) and kind == TORCH)):
         return _bundle(asked, runtime)
     if _is_bundle(asked.what):
-        kind = runtime_of(asked.what)
         raise UsageError(f"{asked.what} is a bundle: --runtime {kind} runs it, {name} does not")
     if asked.machine is not None:
         raise UsageError(f"--device is of bundles: {name} runs here")
@@ -80,15 +81,21 @@ def _is_bundle(what: str) -> bool:
 
 def _torch(asked: Asked, runtime: str | None) -> Scorer:
     if is_checkpoint(Path(asked.what)):
-        raise UsageError(f"{asked.what} is a checkpoint: --runtime {SIMULATED} scores it")
+        raise UsageError(
+            f"{asked.what} is a checkpoint: --runtime {SIMULATED} scores it, and --runtime {TORCH} "
+            f"what slmq-edge export --target {TORCH} makes of it"
+        )
     _limit_threads(asked)
-    found = inprocess.of_transformers(asked.what, asked.dtype, asked.torch_device, asked.revision)
+    found = inprocess.of_transformers(
+        asked.what, asked.dtype, asked.torch_device or "cpu", asked.revision
+    )
     return inprocess.InProcess(found, asked.folder)
 
 
 def _simulated(asked: Asked, runtime: str | None) -> Scorer:
     _limit_threads(asked)
-    return inprocess.InProcess(inprocess.of_checkpoint(Path(asked.what)), asked.folder)
+    found = inprocess.of_checkpoint(Path(asked.what), asked.torch_device or "cpu")
+    return inprocess.InProcess(found, asked.folder)
 
 
 def _limit_threads(asked: Asked) -> None:
@@ -101,13 +108,15 @@ def _limit_threads(asked: Asked) -> None:
 
 
 def _bundle(asked: Asked, runtime: str | None) -> Scorer:
-    options = bundled.Options(asked.threads, asked.engines, asked.allow_inexact, runtime)
+    options = bundled.Options(
+        asked.threads, asked.engines, asked.allow_inexact, runtime, asked.torch_device
+    )
     return bundled.Bundled(Path(asked.what), asked.machine, options, asked.folder, asked.told)
 
 
 # Runtime -> what opens a scorer of it.
 SCORERS: dict[str, Callable[[Asked, str | None], Scorer]] = {
+    **dict.fromkeys(FAMILIES, _bundle),
     TORCH: _torch,
     SIMULATED: _simulated,
-    **dict.fromkeys(FAMILIES, _bundle),
 }
