@@ -65,6 +65,10 @@ class _Bindings(TorchFunctionMode):
             return self._copied(_at(into, index), value)
         if func is Tensor.copy_:
             return self._copied(*args)
+        if func is Tensor.contiguous:
+            (one,) = args
+            whole = one.is_contiguous()
+            return one if whole else one.clone(memory_format=torch.contiguous_format)
         result = func(*args, **(kwargs or {}))
         if func in (Tensor.to, Tensor.cpu) and not self.crossing:
             assert result.device == args[0].device, "a tensor crosses"
