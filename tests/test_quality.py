@@ -72,9 +72,8 @@ def test_methods_win_back_what_four_bits_lose(
     assert share_won_back(STORIES, scheme, method, preset) >= least
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param("smoothquant", marks=pytest.mark.slow), "spinquant"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["smoothquant", "spinquant"])
 def test_outliers_are_what_smoothing_and_rotating_are_for(method: str) -> None:
     """On demo-qwen2, whose gains have outliers: at least three quarters of what is lost."""
     assert share_won_back("demo-qwen2", "w4a8", method) > 0.75
