@@ -142,13 +142,11 @@ def evaluate(
     from slmq_edge.checkpoint import is_checkpoint
     from slmq_edge.commands.formats import chosen_format
     from slmq_edge.commands.progress import bar
-    from slmq_edge.errors import UsageError, unknown
-    from slmq_edge.files import check_output, existing_bundle
+    from slmq_edge.errors import UsageError
+    from slmq_edge.files import check_output
     from slmq_edge.remote.inventory import targets
     from slmq_edge.remote.target import LOCAL
     from slmq_edge.reports.eval import WRITERS
-    from slmq_edge.runner import runtimes
-    from slmq_edge.runner.manifest import BUNDLE_FILE
     from slmq_edge.tracks import exported
     from slmq_edge.tracks.accuracy import own, scorers, tasks
     from slmq_edge.tracks.accuracy.evaluation import Asked
@@ -169,11 +167,8 @@ def evaluate(
         raise UsageError(f"--engines {engines}: on another machine, the whole path there is needed")
     if against is not None:
         check_against(chosen, remote)
-    if runtime is not None and runtime not in scorers.SCORERS:
-        raise UsageError(unknown("runtime", runtime, tuple(scorers.SCORERS)))
-    by_runner = runtime in runtimes.FAMILIES and runtime != scorers.TORCH
-    if runtime is not None and by_runner and (Path(what) / BUNDLE_FILE).is_file():
-        runtimes.require(Path(what), existing_bundle(Path(what)), runtime)
+    if runtime is not None:
+        scorers.check_runtime(what, runtime)
     of_checkpoint = runtime == scorers.TORCH and is_checkpoint(Path(what))
     if of_checkpoint:
         exported.check(Path(what), runtime, remote, torch_device)

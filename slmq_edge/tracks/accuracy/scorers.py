@@ -11,7 +11,7 @@ from typing import Any
 from slmq_edge.checkpoint import is_checkpoint
 from slmq_edge.errors import UsageError, unknown
 from slmq_edge.runner.manifest import BUNDLE_FILE, kind_of, read_bundle
-from slmq_edge.runner.runtimes import FAMILIES
+from slmq_edge.runner.runtimes import FAMILIES, require
 from slmq_edge.tracks.accuracy import bundled, inprocess
 from slmq_edge.tracks.accuracy.sequences import Scorer
 from slmq_edge.tracks.machines import Machine
@@ -54,16 +54,28 @@ def open_scorer(asked: Asked, runtime: str | None = None) -> Scorer:
         UsageError: no such runtime, or none for this. SlmqError: what the scorer itself refuses.
     """
     name = runtime or runtime_of(asked.what)
-    if name not in SCORERS:
-        raise UsageError(unknown("runtime", name, tuple(SCORERS)))
-    kind = runtime_of(asked.what)
-    if name in FAMILIES and (name != TORCH or (_is_bundle(asked.what) and kind == TORCH)):
+    check_runtime(asked.what, name)
+    if _is_bundle(asked.what) or SCORERS[name] is _bundle:
         return _bundle(asked, runtime)
-    if _is_bundle(asked.what):
-        raise UsageError(f"{asked.what} is a bundle: --runtime {kind} runs it, {name} does not")
     if asked.machine is not None:
         raise UsageError(f"--device is of bundles: {name} runs here")
     return SCORERS[name](asked, runtime)
+
+
+def check_runtime(what: str, name: str) -> None:
+    """Refuse a runtime that there is not, or that does not run this bundle; nothing is loaded.
+
+    Raises:
+        UsageError: says which does. Damaged: the bundle cannot be read.
+    """
+    if name not in SCORERS:
+        raise UsageError(unknown("runtime", name, tuple(SCORERS)))
+    if not _is_bundle(what):
+        return
+    kind = runtime_of(what)
+    if name not in FAMILIES or (name == TORCH and kind != TORCH):
+        raise UsageError(f"{what} is a bundle: --runtime {kind} runs it, {name} does not")
+    require(Path(what), read_bundle(Path(what)), name)
 
 
 def runtime_of(what: str) -> str:
