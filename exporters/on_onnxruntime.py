@@ -63,7 +63,7 @@ def verify(folder: Path, written: Written, golden: Golden) -> dict[str, Any] | N
     ]
     if not graphs:
         return None
-    limits = check.Limits(*(golden.limits[name] for name in check.Limits._fields))
+    limits = check.limits({"golden": golden.limits})
     try:
         reports = [
             check.check(ort.Session(folder / one, 1, SESSION_OPTIONS), golden.arrays, limits)

@@ -139,7 +139,7 @@ def verify(folder: Path, written: Written, golden: Golden) -> dict[str, Any]:
     Raises:
         SlmqError: it fails.
     """
-    limits = checks.Limits(*(golden.limits[name] for name in checks.Limits._fields))
+    limits = checks.limits({"golden": golden.limits})
     session = _session(folder, written)
     try:
         report = checks.check(session, golden.arrays, limits)

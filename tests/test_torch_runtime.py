@@ -61,16 +61,24 @@ def simulated(x: Tensor, weight: IntegerWeight, grid: Grid, bias: Tensor) -> Ten
     return simulation._product(x, quantize(x, grid), grid, weight) + bias
 
 
+def multiplied(
+    grid: Grid, reads: Grid, shape: tuple[int, int, int]
+) -> tuple[Tensor, IntegerWeight, Tensor, Tensor]:
+    """Random input, weight, bias of (rows, width, out), and what the reference makes of them."""
+    rows, width, out = shape
+    x, weight, bias = input_of(rows, width), weight_of(out, width, grid), torch.randn(out)
+    levels = reference.round_rows(x, reads, None)
+    found = reference.linear(levels, packing.packed([weight], reads), bias, torch.float32)
+    return x, weight, bias, found
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("reads", ONE_SCALE, ids=str)
 @pytest.mark.parametrize("grid", WEIGHTS, ids=str)
 def test_a_linear_is_the_simulations_to_the_last_bit(
     grid: Grid, reads: Grid, shape: tuple[int, int, int]
 ) -> None:
-    rows, width, out = shape
-    x, weight, bias = input_of(rows, width), weight_of(out, width, grid), torch.randn(out)
-    levels = reference.round_rows(x, reads, None)
-    found = reference.linear(levels, packing.packed([weight], reads), bias, torch.float32)
+    x, weight, bias, found = multiplied(grid, reads, shape)
     assert torch.equal(found, simulated(x, weight, reads, bias))
 
 
@@ -81,10 +89,7 @@ def test_inputs_in_groups_are_multiplied_as_integers_too(
     grid: Grid, reads: Grid, shape: tuple[int, int, int]
 ) -> None:
     """The simulation multiplies their values: both are the same but for float32's rounding."""
-    rows, width, out = shape
-    x, weight, bias = input_of(rows, width), weight_of(out, width, grid), torch.randn(out)
-    levels = reference.round_rows(x, reads, None)
-    found = reference.linear(levels, packing.packed([weight], reads), bias, torch.float32)
+    x, weight, bias, found = multiplied(grid, reads, shape)
     values = quantize(x, reads).values(reads).double()
     expected = values @ weight.dequantized.double().mT + bias
     size = values.abs() @ weight.dequantized.double().abs().mT + bias.abs()

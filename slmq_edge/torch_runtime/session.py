@@ -8,7 +8,6 @@ cache the last one counts.
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from slmq_edge.checkpoint import Checkpoint
 from slmq_edge.errors import SlmqError
-from slmq_edge.torch_runtime import cache
+from slmq_edge.torch_runtime import cache, files
 from slmq_edge.torch_runtime.captured import Steps
 from slmq_edge.torch_runtime.model import IntegerModel
 
@@ -295,6 +294,5 @@ def open_bundle(
     device: torch.device | str | None = None,
 ) -> Session:
     """Open the payload of a verified bundle; see `of_checkpoint`."""
-    files = importlib.import_module("slmq_edge.torch_runtime.files")
     checkpoint, floats = files.read(folder, bundle)
     return of_checkpoint(checkpoint, getattr(torch, floats.name), threads, device)
