@@ -76,3 +76,23 @@ def levels(x, scale, zero, GRID: tl.constexpr):
     """The nearest levels of x, int8."""
     found = half_even(tl.div_rn(x, scale)) + zero
     return tl.minimum(tl.maximum(found, 1.0 * GRID[0]), 1.0 * GRID[1]).to(tl.int8)
+
+
+@triton.jit
+def scaled_back(
+    total, x_scale, x_zero, row_sums, bias, row, column, row_mask, column_mask,
+    STATIC: tl.constexpr, BLOCKED: tl.constexpr,
+):  # fmt: skip
+    """Sums float32 [rows, out], times the weight's scales already, as `ops.Ops.linear` ends.
+
+    STATIC: the input has one scale. BLOCKED: it has one a group, and they are in the sums.
+    """
+    if not BLOCKED:
+        step = row * 0 if STATIC else row
+        if x_zero is not None:
+            units = tl.load(x_zero + step, mask=row_mask, other=0.0)[:, None]
+            total -= units * tl.load(row_sums + column, mask=column_mask, other=0.0)[None, :]
+        total *= tl.load(x_scale + step, mask=row_mask, other=0.0)[:, None]
+    if bias is not None:
+        total += tl.load(bias + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+    return total

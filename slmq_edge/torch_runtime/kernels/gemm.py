@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from slmq_edge.torch_runtime.kernels.arithmetic import scaled_back
+
 
 @triton.jit
 def weight_levels(
@@ -72,14 +74,9 @@ def integer_gemm(
                 scaled -= units[:, None] * gains[None, :]
             scaled *= tl.load(x_scale + row * GROUPS + group, mask=row_mask, other=0.0)[:, None]
         total += scaled
-    if not BLOCKED:
-        step = row * 0 if STATIC else row
-        if x_zero is not None:
-            units = tl.load(x_zero + step, mask=row_mask, other=0.0)[:, None]
-            total -= units * tl.load(row_sums + column, mask=column_mask, other=0.0)[None, :]
-        total *= tl.load(x_scale + step, mask=row_mask, other=0.0)[:, None]
-    if bias is not None:
-        total += tl.load(bias + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+    total = scaled_back(
+        total, x_scale, x_zero, row_sums, bias, row, column, row_mask, column_mask, STATIC, BLOCKED
+    )
     both = row_mask[:, None] & column_mask[None, :]
     tl.store(y + row[:, None] * out + column[None, :], total.to(y.dtype.element_ty), mask=both)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from slmq_edge.torch_runtime.kernels.arithmetic import dot4
+from slmq_edge.torch_runtime.kernels.arithmetic import dot4, scaled_back
 
 LOW_NIBBLES = tl.constexpr(0x0F0F0F0F)
 ONES = tl.constexpr(0x01010101)
@@ -125,13 +125,8 @@ def integer_gemv(
         total = (
             whole.to(tl.float32) * tl.load(w_scale + column, mask=column_mask, other=0.0)[None, :]
         )
-    if not BLOCKED:
-        step = row * 0 if STATIC else row
-        if x_zero is not None:
-            units = tl.load(x_zero + step, mask=row_mask, other=0.0)[:, None]
-            total -= units * tl.load(row_sums + column, mask=column_mask, other=0.0)[None, :]
-        total *= tl.load(x_scale + step, mask=row_mask, other=0.0)[:, None]
-    if bias is not None:
-        total += tl.load(bias + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
+    total = scaled_back(
+        total, x_scale, x_zero, row_sums, bias, row, column, row_mask, column_mask, STATIC, BLOCKED
+    )
     place = y + row.to(tl.int64)[:, None] * out + column[None, :]
     tl.store(place, total.to(y.dtype.element_ty), mask=both)
