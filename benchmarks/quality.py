@@ -1,7 +1,8 @@
 """What each method keeps: exported artifacts on held-out text, against full precision and rounding.
 
 Every row is a bundle, scored through the runner on text and questions that the models never saw and
-that chose no setting. A seed shuffles the calibration documents and starts SpinQuant's rotations.
+that chose no setting. A seed shuffles the calibration documents, starts SpinQuant's rotations, and
+draws the lessons of distill.
 
     python benchmarks/quality.py results.json [--model stories260K] [--seeds 3]
 
@@ -62,9 +63,10 @@ BUDGET = {
     "gptq": (128, 512),
     "omniquant": (32, 256),
     "spinquant": (128, 512),
+    "distill": (128, 512),
 }
 EPOCHS = 10
-METHODS = ("smoothquant", "gptq", "omniquant", "spinquant")
+METHODS = ("smoothquant", "gptq", "omniquant", "spinquant", "distill")
 
 CASES = (
     Case("fp32", "none"),
@@ -72,11 +74,12 @@ CASES = (
     Case("w4a8", "none", words={"weights": "asymmetric", "activations": "asymmetric"}),
     *(Case("w8a8", name) for name in METHODS),
     *(Case("w4a8", name) for name in METHODS),
-    *(Case("w4a8", name, "best") for name in ("gptq", "spinquant")),
-    *(Case("w4a8-g32", name, "best") for name in ("gptq", "spinquant")),
+    *(Case("w4a8", name, "best") for name in ("gptq", "spinquant", "distill")),
+    *(Case("w4a8-g32", name, "best") for name in ("gptq", "spinquant", "distill")),
     Case("w4a8", "spinquant", settings={"learn_weights": "target"}),
     Case("w4a8", "spinquant", settings={"rounding": "nearest"}),
     Case("w4a8-g32", "spinquant"),
+    Case("w4a8-g32", "distill"),
     Case("w4a8", "omniquant", words={"weights": "symmetric"}),
 )
 
@@ -116,7 +119,7 @@ def measured(name: str, case: Case, seed: int = 0) -> dict[str, Any]:
     from slmq_edge.runner.ort import open_bundle
 
     settings = dict(case.settings)
-    if case.method == "spinquant":
+    if case.method in ("spinquant", "distill"):
         settings["seed"] = seed
     if case.method == "omniquant":
         settings.setdefault("epochs", EPOCHS)

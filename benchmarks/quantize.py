@@ -4,8 +4,11 @@ Weights are random: cost does not depend on their values. Tokens are WikiText-2'
 own tokenizer. Every method runs in a process of its own, so that its peak is its own.
 
     python -m benchmarks.quantize [--shared ../shared] [--shape SmolLM-135M] [--method smoothquant]
-        [--scheme w4a8] [--preset fast] [--device cuda] [--compile] [--layers 2] [-o results.json]
+        [--scheme w4a8] [--preset fast] [--device cuda] [--compile] [--layers 2] [--minutes 2]
+        [-o results.json]
 
+Distilling a large model takes hours: --minutes cuts it short, and a row's notes say how many tokens
+were learned from in the seconds of its stage.
 With --device cuda a row has torch's peaks (allocated, reserved), NVML's of the process and of the
 board (sampled), and the board's energy; --preset upstream is what the papers' settings cost.
 """
@@ -34,6 +37,7 @@ from slmq_edge.scheme import SCHEMES
 SHAPES = {"SmolLM-135M": "smollm2", "Qwen2.5-0.5B": "qwen2.5"}  # config -> tokenizer
 SHARED = Path(os.environ.get("SLMQ_EDGE_SHARED", ROOT.parent / "shared"))
 FLOAT_BYTES = 4
+DISTILL = "distill"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Trial:
     windows: int | None = None
     length: int | None = None
     compiles: bool = False
+    minutes: float | None = None
 
 
 def main(
@@ -64,6 +69,9 @@ def main(
     length: Annotated[int | None, typer.Option(min=2, help="Instead of the preset's.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
     compiles: Annotated[bool, typer.Option("--compile", help="Where a method can.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="distill: how long, not the preset's epochs.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output")] = None,
 ) -> None:
     """Quantize every shape by every method; a row per line, then one JSON document."""
@@ -90,6 +98,7 @@ def main(
                     windows,
                     length,
                     compiles and used in COMPILED,
+                    minutes if used == DISTILL else None,
                 )
                 rows.append({"shape": name, **in_process_of_its_own(trial)})
                 typer.echo(json.dumps(rows[-1]), err=True)
@@ -148,6 +157,7 @@ def measured(trial: Trial) -> dict[str, Any]:
         device=trial.device,
         preset=trial.preset,
         compiles=trial.compiles,
+        settings={} if trial.minutes is None else {"minutes": trial.minutes},
     )
     planned = plan(str(trial.model), request)
     checkpoint = quantize(planned)

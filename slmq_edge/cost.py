@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from slmq_edge.profiles.cpu import Cpu
@@ -123,6 +123,12 @@ class Meter:
         if self._sampled is not None:
             memory |= self._sampled.peaks()
         return memory
+
+
+def went_on(block: int, parts: Iterable[str]) -> str:
+    """Where an interrupted run goes on, in words: behind how many blocks, and with what else."""
+    behind = [f"behind block {block}"] if block else []
+    return " and ".join([*behind, *(f"with the {part}" for part in parts)])
 
 
 def _profile(device: str) -> Profile:

@@ -177,26 +177,52 @@ def attention(
     operands: Operands = untouched,
 ) -> Tensor:
     """What o_proj reads [batch, length, query_width], from what q, k and v put out."""
-    shape = model.anatomy
-    batch, length, _ = query.shape
-
-    def heads(x: Tensor, count: int, normed_by: str | None = None) -> Tensor:
-        split = x.view(batch, length, count, shape.head_dim)
-        if shape.qk_norm and normed_by is not None:
-            split = norm(model, split, shape.block(layer, normed_by))
-        return split.transpose(1, 2)
-
-    query = _turn(heads(query, shape.heads, names.Q_NORM), rotary)
-    key = _turn(heads(key, shape.kv_heads, names.K_NORM), rotary)
+    query, key, value = heads(model, layer, query, key, value, rotary)
     if model.online.keys:
         query, key = rotate_last(query), rotate_last(key)
-    query, key, value = operands(query, key, heads(value, shape.kv_heads))
-    if query.device.type != "cpu":
-        key, value = (_to_every_query(x, shape.heads // shape.kv_heads) for x in (key, value))
-    mixed = functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, enable_gqa=query.device.type == "cpu"
+    query, key, value = operands(query, key, value)
+    return attend(query, key, value, causal=True)
+
+
+def heads(
+    model: Decoder,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rotary: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys, values [batch, heads, length, head_dim], normed and turned, of outputs."""
+    shape = model.anatomy
+
+    def split(x: Tensor, count: int, normed_by: str | None = None) -> Tensor:
+        apart = x.view(*x.shape[:-1], count, shape.head_dim)
+        if shape.qk_norm and normed_by is not None:
+            apart = norm(model, apart, shape.block(layer, normed_by))
+        return apart.transpose(1, 2)
+
+    return (
+        _turn(split(query, shape.heads, names.Q_NORM), rotary),
+        _turn(split(key, shape.kv_heads, names.K_NORM), rotary),
+        split(value, shape.kv_heads),
     )
-    return mixed.transpose(1, 2).reshape(batch, length, shape.query_width)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """What o_proj reads [batch, length, query_width], of queries [batch, heads, length, head_dim].
+
+    Keys and values may be shared by several heads. causal: a query sees the keys up to its own
+    position; otherwise all of them.
+    """
+    is_cpu = query.device.type == "cpu"
+    if not is_cpu:
+        shared = query.shape[1] // key.shape[1]
+        key, value = (_to_every_query(x, shared) for x in (key, value))
+    mixed: Tensor = functional.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, enable_gqa=is_cpu
+    )
+    batch, _, length, _ = mixed.shape
+    return mixed.transpose(1, 2).reshape(batch, length, -1)
 
 
 def _to_every_query(x: Tensor, queries: int) -> Tensor:
@@ -215,9 +241,12 @@ def _turn(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def norm(model: Decoder, x: Tensor, name: str) -> Tensor:
-    """RMSNorm of the stream, or of heads, by the named norm's gain."""
+    """RMSNorm of the stream, or of heads, by the named norm's gain, in the gain's dtype.
+
+    Heads come in a lower one where products are taken in it (autocast).
+    """
     gain = model.weights[f"{name}.weight"]
-    return functional.rms_norm(x, gain.shape, gain, model.anatomy.norm_eps)
+    return functional.rms_norm(x.to(gain.dtype), gain.shape, gain, model.anatomy.norm_eps)
 
 
 def _rotate(model: Decoder, x: Tensor, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slmq_edge.presets import GPTQ, UPSTREAM
+from slmq_edge.presets import GPTQ, OURS, UPSTREAM
 from slmq_edge.scheme import WORDS, Scheme, words_of
 
 
@@ -110,9 +110,9 @@ TEXTS = {"smoothquant": "the Pile's validation set"}
 
 
 def deviations(run: Run) -> tuple[str, ...]:
-    """All lines that hold for a run; none for plain rounding, which no release stands behind."""
+    """All lines that hold for a run; none where no release stands behind its method."""
     lines = [text for applies, text in KNOWN.get(run.method, ()) if applies(run)]
-    if run.method == "none" or run.method not in UPSTREAM:
+    if run.method in OURS or run.method not in UPSTREAM:
         return tuple(lines)
     lines += [*_of_text(run), *_changed(run)]
     return tuple(lines)

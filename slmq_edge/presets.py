@@ -5,10 +5,12 @@ upstream-exact   the same, and what it rounds that no graph of ours can (simulat
 paper            the symmetry that section 4.1 of the SLMQuant paper states
 fast             upstream on few short windows: minutes on a CPU
 best             GPTQ, alone or after rotations, with asymmetric weights and what is added to it
-                 here: drift made up for, columns polished (docs/decisions/0011)
+                 here: drift made up for, columns polished (docs/decisions/0011); distill with
+                 asymmetric weights, for twice as long
 
 A preset is a row per method. Whatever is said explicitly is said over it; where our upstream is not
-the released code, ``deviations`` says so in the checkpoint.
+the released code, ``deviations`` says so in the checkpoint. Behind distill there is no released
+code and no paper: upstream and paper are its own defaults.
 """
 
 from __future__ import annotations
@@ -107,7 +109,10 @@ UPSTREAM: dict[str, Preset] = {
             **GPTQ,
         },
     ),
+    "distill": Preset(),
 }
+# What no released code stands behind: their rows are ours.
+OURS = ("none", "distill")
 PRESETS: dict[str, dict[str, Preset]] = {
     DEFAULT: UPSTREAM,
     EXACT: UPSTREAM,
@@ -122,11 +127,13 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "gptq": UPSTREAM["gptq"].but(windows=32, length=512),
         "omniquant": UPSTREAM["omniquant"].but(windows=32, length=512, settings={"epochs": 5}),
         "spinquant": UPSTREAM["spinquant"].but(windows=32, length=512, settings={"steps": 30}),
+        "distill": UPSTREAM["distill"].but(windows=64, length=256, settings={"epochs": 3}),
     },
     "best": UPSTREAM
     | {
         "gptq": UPSTREAM["gptq"].but(weights=ASYMMETRIC, settings=BEST),
         "spinquant": UPSTREAM["spinquant"].but(weights=ASYMMETRIC, settings=BEST),
+        "distill": UPSTREAM["distill"].but(weights=ASYMMETRIC, settings={"epochs": 24}),
     },
 }
 # What the released code rounds besides, which no graph of ours can: with upstream-exact only.

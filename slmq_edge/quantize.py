@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,11 @@ from slmq_edge import __version__, models, presets, recipe, record
 from slmq_edge import calibration as calibrations
 from slmq_edge.anatomy import Anatomy
 from slmq_edge.calibration import Size
-from slmq_edge.cost import Meter
+from slmq_edge.cost import Meter, went_on
 from slmq_edge.deviations import Run, deviations
 from slmq_edge.errors import Damaged, NotFound, SlmqError, UsageError
 from slmq_edge.presets import Preset
-from slmq_edge.quantization import COMPILED, Method, Progress, Task, method
+from slmq_edge.quantization import COMPILED, HOLDS_OUT, Method, Progress, Task, method
 from slmq_edge.recipe import Recipe
 from slmq_edge.runner.manifest import sha256
 from slmq_edge.scheme import Scheme, check_protected, require_weights, words_of
@@ -132,6 +132,8 @@ def plan(model: str, request: Request, note: Note = _unheard, output: Path | Non
             note(text.note)
     _check_text(text, request.text_sha256)
     size = _size(request, preset, chosen, shape)
+    if request.method in HOLDS_OUT and size.windows < 2:
+        raise UsageError(f"{request.method} holds some windows out, and needs at least --windows 2")
     unfinished = None
     if output is not None:
         unfinished = output.absolute().parent / f".{output.absolute().name}.unfinished"
@@ -180,7 +182,7 @@ def _metered(
     finished = _finished(planned)
     done, parts = (0, ()) if finished is None else (finished.count, finished.parts)
     if done or parts:
-        what = _kept(done, parts)
+        what = went_on(done, parts)
         note(f"going on {what} of a run that was interrupted (--fresh starts anew)")
     notes: list[str] = []
 
@@ -272,7 +274,7 @@ def _made(
     model = prepared.model
     shown(dataclasses.replace(model, weights=dict(model.weights)))
     task.progress(0.0, "rounding")
-    rounding = dataclasses.replace(task, scheme=request.scheme)
+    rounding = dataclasses.replace(task, scheme=request.scheme, inputs=inputs)
     integers = prepared.round_linears(model, rounding)
     task.progress(1.0, "rounding")
     rest, tensors = round_rest(model, request.scheme)
@@ -436,13 +438,8 @@ def _keep(finished: Finished | None, note: Note, interrupted: bool) -> None:
     if not finished.count and not finished.parts:
         finished.remove()
     elif interrupted:
-        what = _kept(finished.count, finished.parts)
+        what = went_on(finished.count, finished.parts)
         note(f"interrupted: the same command goes on {what}")
-
-
-def _kept(done: int, parts: Sequence[str]) -> str:
-    """Where a run goes on: what precedes the blocks is told where there are none yet."""
-    return f"behind block {done}" if done else f"with the {' and '.join(parts)}"
 
 
 def _check_sizes(request: Request, calibrates: bool) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 from slmq_edge.errors import Damaged, UsageError, did_you_mean
 from slmq_edge.files import existing
 from slmq_edge.scheme import PROTECT, WORDS, meaningless, named
+from slmq_edge.settings import EITHER, says
 
 FILE = "recipe.toml"
 Kinds = type | tuple[type, ...]
@@ -99,8 +100,14 @@ def over(said: Recipe, below: Recipe) -> Recipe:
         **plain,
         scheme=_fitting(said.scheme, below.scheme),
         calibration={**below.calibration, **said.calibration},
-        settings={**below.settings, **said.settings},
+        settings={**_open(said.settings, below.settings), **said.settings},
     )
+
+
+def _open(said: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from ``below``, without those minutes that epochs which are ``said`` replace."""
+    epochs, minutes = EITHER
+    return _without(below, minutes) if says(said, epochs) else dict(below)
 
 
 def _differs(said: str | None, below: str | None) -> bool:

@@ -26,6 +26,7 @@ from slmq_edge.recipe import Recipe
 from slmq_edge.recipe import from_document as recipe_of
 from slmq_edge.results import Run, Series
 from slmq_edge.runner import environment
+from slmq_edge.settings import says
 
 FORMAT, VERSION = "slmq-edge-reproduction", 1
 MATCH, DRIFTED, INCONCLUSIVE = "match", "drifted", "inconclusive"
@@ -178,6 +179,13 @@ def made_differently(
             before, after = then[stage].get(name), there.get(name)
             if before != after:
                 yield f"{stage}: {name} {_plain(before)} then, {_plain(after)} now"
+
+
+def by_the_clock(recipe: Recipe) -> Iterator[str]:
+    """Why other bits are no surprise: what learns for so long has no fixed number of steps."""
+    if says(recipe.settings, "minutes"):
+        minutes = recipe.settings["minutes"]
+        yield f"quantize: it learned for {minutes} minutes, which epochs would say repeatably"
 
 
 def measured_differently(then: Run, now: Run) -> Iterator[str]:

@@ -28,14 +28,37 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
         "spinquant: steps of learning (upstream: 100, fast: 30); 0 keeps random rotations.",
     ),
     "rate": ("RATE", "spinquant: learning rate of the first step (1.5)."),
-    "seed": ("N", "spinquant: seed of the first rotations (0)."),
+    "seed": (
+        "N",
+        "spinquant: seed of the first rotations; distill: of the order of windows, and of the text "
+        "that the model writes (0).",
+    ),
     "learn_weights": (
         "BITS",
         "spinquant: weights while learning: 16, or target: the scheme's. Default: 16 before GPTQ.",
     ),
     "online": (None, "spinquant: rotate down_proj's input at run time. Default: where it can be."),
     "rounding": ("NAME", "spinquant: gptq or nearest, once rotated (gptq)."),
-    "epochs": ("N", "omniquant: passes over the windows, block by block (upstream: 20, fast: 5)."),
+    "epochs": (
+        "N",
+        "omniquant: passes over the windows, block by block (upstream: 20, fast: 5); distill: over "
+        "those it learns from, the whole model at once (upstream: 12, fast: 3, best: 24).",
+    ),
+    "minutes": (
+        "N",
+        "distill: learn for so long, in the place of --epochs. How far that comes is the machine's "
+        "matter: what must be made again to the last bit is said in epochs.",
+    ),
+    "start": (
+        "NAME",
+        "distill: the rounding to begin with: clipped (to nearest, in searched ranges), gptq, "
+        "smoothquant, omniquant or spinquant (smoothquant; clipped where activations stay float).",
+    ),
+    "learn_from": (
+        "NAME",
+        "distill: text, own (what the model itself writes) or both (half and half; both).",
+    ),
+    "weight_rate": ("RATE", "distill: learning rate of the weights, in levels a step (0.01)."),
     "let_rate": ("RATE", "omniquant: learning rate of the channels' scales (0.005)."),
     "lwc_rate": ("RATE", "omniquant: learning rate of the weights' clips (0.01)."),
     "let": (None, "omniquant: scale channels. Default: where activations are rounded."),
@@ -52,6 +75,8 @@ OPTIONS: dict[str, tuple[str | None, str]] = {
         "gptq, spinquant: passes over the columns after the first (upstream: 0, best: 2).",
     ),
 }
+# Words that say the same in different ways: of these a command says one.
+EITHER = ("epochs", "minutes")
 YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -59,7 +84,7 @@ def pairs(given: Iterable[str], named: Mapping[str, Any]) -> dict[str, Any]:
     """``NAME=VALUE`` of every ``--set``, together with the options ``named``.
 
     Raises:
-        UsageError: no NAME=VALUE, or a name that was given before.
+        UsageError: no NAME=VALUE, a name that was given before, or both of ``EITHER``.
     """
     found = dict(named)
     for text in given:
@@ -70,7 +95,14 @@ def pairs(given: Iterable[str], named: Mapping[str, Any]) -> dict[str, Any]:
         if name in found:
             raise UsageError(f"{name} is set twice: {found[name]}, and --set {text}")
         found[name] = value.strip()
+    if all(says(found, name) for name in EITHER):
+        raise UsageError(f"{' and '.join(map(option, EITHER))} say the same twice: leave one out")
     return found
+
+
+def says(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether a setting has a value there, and not that there be none."""
+    return str(settings.get(name, "none")).lower() != "none"
 
 
 def settings_of(
@@ -109,8 +141,10 @@ def coerced(said: str, kind: Any, value: Any) -> Any:
         found = _as(one, value)
         if found is not _NO_MATCH:
             return found
-    takes = " or ".join(dict.fromkeys(_described(one) for one in _alternatives(kind)))
-    raise UsageError(f"{said} takes {takes}, not '{value}'")
+    takes = list(dict.fromkeys(_described(one) for one in _alternatives(kind)))
+    words = [one for one in takes if one not in _NAMES.values()]
+    meant = did_you_mean(str(value), words)
+    raise UsageError(f"{said} takes {' or '.join(takes)}, not '{value}'{meant}")
 
 
 _NO_MATCH = object()

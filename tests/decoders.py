@@ -173,7 +173,7 @@ def checkpoint_of(prepared: Prepared, task: Task, method: str) -> Checkpoint:
     if task.scheme.is_static:
         assert task.calibration is not None
         inputs = ranges.find(model, task.calibration.tokens, task.scheme, task.progress)
-    integers = prepared.round_linears(model, task)
+    integers = prepared.round_linears(model, dataclasses.replace(task, inputs=inputs))
     rest, tensors = round_rest(model, task.scheme)
     return Checkpoint(
         anatomy=model.anatomy,

@@ -95,6 +95,11 @@ def test_more_work_is_estimated_to_take_longer(tmp_path: Path) -> None:
         "none", "smoothquant", "omniquant", "gptq", "spinquant",
         { name = "twice", method = "gptq", windows = 256 },
         { name = "slow", method = "spinquant", steps = 500 },
+        "distill",
+        { name = "timed", method = "distill", minutes = 7 },
+        { name = "rotated", method = "distill", start = "spinquant", windows = 256, length = 256 },
+        { name = "read", method = "distill", learn_from = "text" },
+        { name = "longer", method = "distill", set = { epochs = 99 } },
     ]
     schemes = ["w8a8"]
     [profile]
@@ -116,6 +121,8 @@ def test_more_work_is_estimated_to_take_longer(tmp_path: Path) -> None:
     assert quantize["gptq"] < quantize["twice"]
     assert quantize["gptq"] < quantize["spinquant"] < quantize["slow"]
     assert quantize["gptq"] < quantize["omniquant"]
+    assert quantize["read"] < quantize["distill"] < min(quantize["rotated"], quantize["longer"])
+    assert 7 * 60 < quantize["timed"] < 8 * 60
     # What looks at a model has it prepared first.
     assert law["analyze-demo-llama-none-w8a8"] < law["analyze-demo-llama-omniquant-w8a8"]
     looks = {name: law[f"distributions-demo-llama-{name}-w8a8"] for name in ("spinquant", "slow")}

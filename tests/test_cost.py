@@ -161,6 +161,10 @@ def test_only_like_is_compared_with_like(
     [
         (cost(10, 100, resumed_behind_block=7), "went on behind block 7"),
         (cost(10, 100, resumed_with=["rotations"]), "went on with the rotations of an interrup"),
+        (
+            cost(10, 100, resumed_behind_block=4, resumed_with=["student"]),
+            "went on behind block 4 and with the student of an interrup",
+        ),
         (cost(10, None), "has no score: its cpu_peak_rss was not measured"),
         (cost(10, 0), "cpu_peak_rss was not measured"),
         (cost(0, 100), "time was not measured"),

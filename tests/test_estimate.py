@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from slmq_edge import checkpoint, estimate, models, presets
 from slmq_edge.anatomy import Anatomy
-from slmq_edge.calibration import Size
+from slmq_edge.calibration import Calibration, Size, Text
 from slmq_edge.commands import making
 from slmq_edge.errors import SlmqError
 from slmq_edge.export import export
 from slmq_edge.exporters import Wanted, limits
 from slmq_edge.files import folder_bytes
+from slmq_edge.quantization import Task, distill, teaching
+from slmq_edge.quantization.finished import Finished
 from slmq_edge.quantize import Request
 from slmq_edge.scheme import SCHEMES, scheme
 from tests.decoders import random_llama, random_qwen2, rounded
@@ -103,8 +106,47 @@ def test_disk_follows_the_bits() -> None:
     table = shape.vocab * shape.hidden
     whole = estimate.written(shape, scheme("w8a8", "int8"))
     assert bytes_of["w8a8"] - whole == pytest.approx(3 * table, rel=0.05)
-    assert estimate.unfinished(shape, "gptq", {}) == linears
-    assert estimate.unfinished(shape, "smoothquant", {}) == 0
+    assert estimate.unfinished(shape, scheme("w4a8"), "gptq", {}) == linears
+    assert estimate.unfinished(shape, scheme("w4a8"), "smoothquant", {}) == 0
+
+
+def test_distilling_takes_what_learns_and_its_start() -> None:
+    shape, size = anatomy("Qwen2.5-0.5B"), Size(256, 256)
+    linears = shape.linear_macs_per_token
+
+    def needed(precision: str = "w4a8", spilled: bool = False, **settings: Any) -> int:
+        grids = scheme(precision)
+        return estimate.quantizing(shape, grids, "distill", size, settings, spilled)
+
+    plain = needed()
+    assert shape.parameters * 4 + 9 * linears < plain < 24e9 / 2
+    assert needed(spilled=True) == plain - 256 * 256 * shape.hidden * 4
+    assert needed(batch=2) < plain < needed("w4a8-g32")
+    assert needed(start="gptq") == plain
+    # Its activations are the whole model's, kept for one long window.
+    size = Size(16, 2048)
+    assert needed(start="spinquant", batch=1) > needed(batch=1)
+
+
+def test_a_students_state_is_no_more_than_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of an interrupted run, and its next beside it while that is written."""
+    monkeypatch.setattr(teaching, "SECONDS", 0.0)
+    model = random_llama()
+    windows = torch.randint(model.anatomy.vocab, (6, 8))
+    task = Task(
+        scheme("w4a8-g32"),
+        distill.Settings(epochs=2, batch=2),
+        Calibration(Text("a text", ()), windows),
+        finished=Finished(tmp_path / "kept", {}),
+    )
+    shape = model.anatomy
+    prepared = distill.prepare(model, task)
+    prepared.round_linears(prepared.model, task)
+    stored = (tmp_path / "kept" / f"{teaching.STORED}.safetensors").stat().st_size
+    said = estimate.unfinished(shape, task.scheme, "distill", {})
+    assert said / 4 < stored < said / 2 + 100_000  # names and figures
 
 
 def test_a_small_need_is_not_worth_a_line(

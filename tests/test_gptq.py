@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from slmq_edge.decoder import Decoder
 from slmq_edge.errors import SlmqError, UsageError
 from slmq_edge.quantization import Task, columns, gptq
 from slmq_edge.quantization.columns import Settings, Sums
-from slmq_edge.quantization.finished import Finished
+from slmq_edge.quantization.finished import DTYPES, Finished
 from slmq_edge.quantization.rounding import Rounded, extent, quantize, search_clip, steps
 from slmq_edge.quantization.streams import advance, embedded
 from slmq_edge.scheme import Grid, scheme
@@ -271,6 +272,36 @@ def test_blocks_of_another_task_are_thrown_away(tmp_path: Path) -> None:
     assert Finished(tmp_path / "blocks", {"model": "one"}).count == 1
     assert Finished(tmp_path / "blocks", {"model": "two"}).count == 0
     assert first.load("gptq-0000") is None
+
+
+@pytest.mark.parametrize("kind", DTYPES, ids=str)
+def test_what_is_kept_is_what_was_given(kind: torch.dtype, tmp_path: Path) -> None:
+    given = {
+        "matrix/weight": (100 * torch.rand(3, 5)).to(kind),
+        "odd": torch.arange(7).to(torch.int8),
+        "number": torch.tensor(3.0).to(kind),
+        "nothing": torch.empty(0, 2).to(kind),
+        "turned": torch.arange(6.0).reshape(2, 3).to(kind).T,
+    }
+    finished = Finished(tmp_path / "blocks", {})
+    finished.save("state", given)
+    found = finished.load("state")
+    assert found is not None
+    assert set(found) == set(given)
+    for name, tensor in given.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+def test_keeping_takes_no_second_copy(tmp_path: Path) -> None:
+    """Of a student's state, that would be more than the model."""
+    state = {name: torch.ones(1000, 500) for name in "abcd"}
+    finished = Finished(tmp_path / "blocks", {})
+    tracemalloc.start()
+    finished.save("state", state)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_streams_may_live_on_disk(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from slmq_edge.quantization import METHODS, Task, smoothquant, spinquant
 from slmq_edge.scheme import SCHEMES, scheme
 from tests.decoders import DECODERS, copied, random_llama, random_qwen2, tokens_for
 
-FEW_STEPS = {"spinquant": {"steps": 3}, "omniquant": {"epochs": 1}}
+FEW_STEPS = {"spinquant": {"steps": 3}, "omniquant": {"epochs": 1}, "distill": {"epochs": 1}}
 # Groups of another size change nothing here.
 FORMS = ("w8a8", "w4a8", "w4a8-g32", "w8a16", "w4a16-g32")
 

@@ -19,8 +19,8 @@ from slmq_edge.presets import (
     preset,
     scheme_for,
 )
-from slmq_edge.quantization import METHODS, spinquant
-from slmq_edge.quantize import Request, plan
+from slmq_edge.quantization import METHODS, distill, spinquant
+from slmq_edge.quantize import Plan, Request, plan
 from slmq_edge.scheme import SCHEMES, Grid, Scheme, in_words, scheme, words_of
 from slmq_edge.settings import OPTIONS, pairs, settings_of
 from tests import method_in_blocks
@@ -110,6 +110,8 @@ def test_presets_have_the_symmetry_of_their_source() -> None:
     for method, expected in paper.items():
         assert symmetry("paper", method) == expected
     assert all(symmetry(name, "none") == plain for name in PRESETS)
+    ours = {name: symmetry(name, "distill")[0] for name in PRESETS}
+    assert ours == {**dict.fromkeys(PRESETS, "symmetric"), "best": "asymmetric"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -128,6 +130,21 @@ def test_a_method_refuses_before_the_model_is_read(monkeypatch: pytest.MonkeyPat
     request = Request(scheme("w8a8"), method_in_blocks.NAME, settings={"gqa": "never"})
     with pytest.raises(Unsupported, match="blocks cannot do w8a8 with"):
         plan("demo-llama", request)
+
+
+def test_distill_has_its_own_defaults_where_nobody_released_any() -> None:
+    def planned(name: str) -> Plan:
+        return plan("demo-llama", Request(scheme("w4a8"), "distill", preset=name))
+
+    for name in ("upstream", "upstream-exact", "paper"):
+        found = planned(name)
+        assert found.settings == distill.Settings()
+        assert found.size == distill.CALIBRATION
+        assert found.request.scheme == scheme("w4a8")
+    fast, best = planned("fast"), planned("best")
+    assert fast.settings.epochs < distill.Settings().epochs < best.settings.epochs
+    assert fast.size.windows < distill.CALIBRATION.windows == best.size.windows
+    check_exportable("upstream-exact", "distill")
 
 
 def test_alpha_follows_the_weights() -> None:
@@ -283,6 +300,15 @@ def test_deviations_say_what_the_released_code_does_otherwise() -> None:
     exact = dataclasses.replace(run, scheme=as_released(asymmetric, "spinquant", QWEN2))
     assert not any("o_proj" in line for line in deviations(exact))
     assert deviations(Run("none", scheme("w8a8"), {}, None, None, None)) == ()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_nothing_of_distill_deviates_from_a_release_that_there_is_none_of(name: str) -> None:
+    kind = distill.Settings
+    settings = settings_of(kind, "distill", {"minutes": 2}, preset(name, "distill").values(4))
+    words = {"name": "w4a8-g32", "weights": "asymmetric", "kv": 8, "lm_head": "int8"}
+    run = Run("distill", in_words(words), dataclasses.asdict(settings), "diary.txt", 9, 32)
+    assert deviations(run) == ()
 
 
 def lines_of(method: str, chosen: Scheme, **changes: Any) -> str:

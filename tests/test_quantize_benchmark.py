@@ -48,6 +48,17 @@ def test_a_method_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert document["environment"]["torch"]
 
 
+def test_distilling_is_cut_short_where_minutes_are_given(tmp_path: Path) -> None:
+    calib = tmp_path / "text.txt"
+    calib.write_text("Anna has a cat. " * 400)
+    demo = builtin.folder("demo-llama")
+    trial = quantize.Trial(demo, calib, "distill", "w4a8", "fast", "cpu", 1, 8, 16, minutes=0.001)
+    row = quantize.measured(trial)
+    assert (row["settings"]["minutes"], row["tokens"]) == (0.001, 8 * 16)
+    assert row["seconds_by_stage"]["distilling"] > 0
+    assert sum("tokens" in note for note in row["notes"]) == 1
+
+
 def test_a_method_that_refuses_is_a_row_that_says_why(tmp_path: Path) -> None:
     trial = quantize.Trial(tmp_path, tmp_path, "smoothquant", "fp32", "fast", "cpu", 1)
     assert "use --method none" in quantize.in_process_of_its_own(trial)["error"]

@@ -105,7 +105,10 @@ def test_a_run_comes_out_again_to_the_last_bit(place: Path, tmp_path: Path) -> N
     "flags",
     [
         ("--method", "none", "--scheme", "fp32"),
-        ("--method", "gptq", "--scheme", "w4a8-b32", "--protect", 1, "--lm-head", "int8"),
+        pytest.param(
+            ("--method", "gptq", "--scheme", "w4a8-b32", "--protect", 1, "--lm-head", "int8"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("--method", "smoothquant", "--target", "trt", "--activation-mode", "static"),
             marks=pytest.mark.slow,

@@ -137,6 +137,7 @@ def test_it_is_compared_with_the_float16_baseline_of_the_same_writer(
     assert "SLMQ_infer" in done.stdout
 
 
+@pytest.mark.slow  # 12 s
 def test_an_engine_whose_products_are_not_int8_loses_its_name(board: Board) -> None:
     recipe = board.export("floats")
     built = board.build("floats", list(recipe.int8[:3]))

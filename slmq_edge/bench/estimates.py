@@ -1,6 +1,8 @@
 """How long a cell will take: a law, and what cells of its kind have taken since.
 
     quantize       process + tokens x parameters x seconds of the method (PER_TOKEN)
+                   distill: of its start, + tokens learned from x parameters x LEARNED, and WRITTEN
+                   of those that the model writes, or its minutes
     export         process + parameters x EXPORT
     profile        process + windows of power + rounds x (prompt + steps that read the weights)
     eval           process + tokens of its questions x parameters x FORWARD
@@ -21,6 +23,8 @@ from typing import Any
 from slmq_edge.bench import verbs
 from slmq_edge.bench.cells import Cell
 from slmq_edge.bench.feasible import Made
+from slmq_edge.presets import UPSTREAM
+from slmq_edge.settings import says
 
 # Seconds of a verb on a model of no size: Python, libraries, golden prompts.
 PROCESS = {
@@ -35,6 +39,10 @@ PROCESS = {
 # Seconds for a calibration token and a parameter, on one thread.
 PER_TOKEN = {"none": 0.0, "smoothquant": 2.2e-11, "gptq": 8.3e-11}
 EPOCH, STEP, ROTATED = 1.2e-10, 6.2e-8, 8.3e-11  # OmniQuant's pass; SpinQuant's step, and rounding
+# Distill's step for each token that it learns from, each that it writes, each that it is judged by.
+LEARNED, WRITTEN, JUDGED = 1.5e-10, 7e-11, 9e-11
+DISTILL, CLIPPED = "distill", "clipped"
+OWN = {"text": 0.0, "own": 1.0, "both": 0.5}  # of its batches
 EXPORT = 2e-7
 READ_BYTES, PREFILL_RATE = 1e10, 1e11  # of weights; of tokens x parameters
 TOKEN_SECONDS = 3e-4  # of a decoding step that reads nothing
@@ -72,13 +80,36 @@ def seconds(cell: Cell, made: Made | None) -> float:
 def _quantize(words: Mapping[str, Any], made: Made | None, parameters: float) -> float:
     tokens = 32768 if made is None or made.shape is None else made.tokens
     settings = {} if made is None else made.settings
-    method = words["method"]
-    each = PER_TOKEN.get(method, PER_TOKEN["gptq"]) * tokens
+    each = _each(words["method"], tokens, settings) * parameters
+    if words["method"] == DISTILL and says(settings, "minutes"):
+        each += 60 * float(settings["minutes"])
+    return each
+
+
+def _each(method: str, tokens: int, settings: Mapping[str, Any]) -> float:
+    """Seconds for a parameter; those by the clock aside."""
+    if method == DISTILL:
+        # Not said: smoothquant, or clipped, which costs as little.
+        start = str(settings["start"]) if says(settings, "start") else CLIPPED
+        begun = 0.0 if start == CLIPPED else _each(start, tokens, UPSTREAM[start].values(4))
+        return begun + FORWARD * tokens + _distilled(tokens, settings)
     if method == "omniquant":
-        each = EPOCH * tokens * float(settings.get("epochs", 20))
+        return EPOCH * tokens * float(settings.get("epochs", 20))
     if method == "spinquant":
-        each = ROTATED * tokens + STEP * float(settings.get("steps", 100))
-    return each * parameters
+        return ROTATED * tokens + STEP * float(settings.get("steps", 100))
+    return PER_TOKEN.get(method, PER_TOKEN["gptq"]) * tokens
+
+
+def _distilled(tokens: int, settings: Mapping[str, Any]) -> float:
+    """Seconds of learning for a parameter, by epochs: each sees what is not held out once."""
+    if says(settings, "minutes"):
+        return 0.0
+    share, held = OWN.get(str(settings.get("learn_from")), 0.5), settings.get("held_out", 0.1)
+    held = tokens * float(held)
+    # Half of a batch of both is the text's: an epoch then learns from as much again.
+    learned = (tokens - held) / (1.0 if share == 1.0 else 1.0 - share)
+    epochs = float(settings.get("epochs", 12))
+    return epochs * (learned * (LEARNED + share * WRITTEN) + held * JUDGED)
 
 
 def _export(words: Mapping[str, Any], made: Made | None, parameters: float) -> float:

@@ -88,7 +88,9 @@ def disk_bytes(found: Plan, target: str | None = None) -> int:
     """Bytes that the result will hardly exceed, and the finished blocks that are kept beside it."""
     shape, request, folder = found.anatomy, found.request, found.source.folder
     settings = dataclasses.asdict(found.settings)
-    kept = estimate.unfinished(shape, request.method, settings) if found.unfinished else 0
+    kept = 0
+    if found.unfinished:
+        kept = estimate.unfinished(shape, request.scheme, request.method, settings)
     travels = sum(file.stat().st_size for file in folder.glob("*.json"))
     scheme = request.scheme if target is None else limits.on_disk(request.scheme, target)
     return estimate.written(shape, scheme) + kept + travels

@@ -113,7 +113,7 @@ MAKING: dict[str, Any] = {
         Path | None, help="Keep activations in files in this folder, not in memory."
     ),
     "fresh": _option(
-        bool, "--fresh", help="Forget the blocks of a run that was interrupted, and start anew."
+        bool, "--fresh", help="Forget what a run that was interrupted has done, and start anew."
     ),
     "compile": _option(
         bool, "--compile",

@@ -29,15 +29,16 @@ def quantize_command(
     A checkpoint says how it was made (method and all its settings, calibration text by hash,
     time, peak memory), and export takes it as well as a model. Quantize once, export often.
     Its recipe.toml makes it again, to the last bit on the same kind of CPU (what a GPU learns
-    differs by rounding).
+    differs by rounding, and what learned for some --minutes by how far it came).
 
     --preset upstream has the released code's symmetry and hyper-parameters (upstream-exact
     also rounds what no exported graph can), paper the symmetry that the SLMQuant paper
     states, fast a few short windows, best what measured best here: GPTQ with asymmetric
-    weights, drift made up for, columns polished. What is said explicitly goes over it.
+    weights, drift made up for, columns polished; distill twice as long. What is said
+    explicitly goes over it. Nobody released distill: upstream and paper are its defaults.
 
     A run that is interrupted goes on behind its last finished block when the same command
-    is given again.
+    is given again; distill, from where it was at most some minutes before.
 
     \b
     Examples:
@@ -45,6 +46,7 @@ def quantize_command(
       slmq-edge quantize HuggingFaceTB/SmolLM-135M --calib pile.jsonl -o smollm-spin/
       slmq-edge quantize ./my-qwen2 --method spinquant --steps 0 --lm-head int8
       slmq-edge quantize demo-llama --preset fast --scheme w4a8-g32 --set clip=0.5
+      slmq-edge quantize demo-llama --method distill --scheme w4a8 --minutes 2
       slmq-edge quantize --config smollm-spin/recipe.toml --seed 1 -o smollm-spin-1/
     """
     import json

@@ -228,7 +228,7 @@ def _artifact(
 ) -> Reproduction:
     """What became of the bundle; its figures are to come."""
     from slmq_edge import record
-    from slmq_edge.reproduce import Reproduction, files, made_differently
+    from slmq_edge.reproduce import Reproduction, by_the_clock, files, made_differently
     from slmq_edge.runner import manifest
 
     now = record.of_bundle(made)
@@ -241,7 +241,10 @@ def _artifact(
         bundle_sha256=manifest.sha256(bundle / manifest.BUNDLE_FILE),
         tolerance=share,
         files=files(recorded.files, now["files"]),
-        drift=tuple(made_differently(recorded.made_with, now["made_with"])),
+        drift=(
+            *made_differently(recorded.made_with, now["made_with"]),
+            *by_the_clock(recorded.recipe),
+        ),
         figures=(),
         unmeasured="--no-measure",
     )

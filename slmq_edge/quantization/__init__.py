@@ -13,7 +13,7 @@ Rounding comes after, once: to nearest, or as the method says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from slmq_edge.checkpoint import IntegerWeight
     from slmq_edge.decoder import Decoder
     from slmq_edge.quantization.finished import Finished
+    from slmq_edge.quantization.rounding import Steps
     from slmq_edge.scheme import Scheme
 
 METHODS: dict[str, str] = {
@@ -35,10 +36,13 @@ METHODS: dict[str, str] = {
     "smoothquant": "move the difficulty of rounding from activations into weights",
     "omniquant": "learn, block by block, where to clip weights and how to scale channels",
     "spinquant": "rotate the stream by learned rotations, so that no channel stands out",
+    "distill": "teach the rounded model, all of it at once, to answer as the model does",
 }
 
 # Those that have a step which ``Task.compiles`` compiles.
 COMPILED = ("omniquant",)
+# Those that learn from some windows and are judged by others.
+HOLDS_OUT = ("distill",)
 
 # Called with the share of the work done, 0..1, and what is being done.
 Progress = Callable[[float, str], None]
@@ -59,7 +63,8 @@ class Task:
     settings: the method's own. note: told what a user should know, a line at a time, which the
     checkpoint keeps. finished: where blocks of this very task are kept, so that a killed run can
     go on; ``None``: nowhere. spill: folder for activations, ``None`` keeps them in memory.
-    compiles: steps that a method repeats often are compiled, where it knows how.
+    compiles: steps that a method repeats often are compiled, where it knows how. inputs: of static
+    activations, when linears are rounded: their steps by the first linear that reads them.
     """
 
     scheme: Scheme
@@ -70,6 +75,7 @@ class Task:
     finished: Finished | None = None
     spill: Path | None = None
     compiles: bool = False
+    inputs: Mapping[str, Steps] = field(default_factory=dict)
 
 
 # Rounds all linears of a model, whose float weights it takes out of the model as it goes.

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,6 +23,19 @@ from slmq_edge.files import disk_errors
 IDENTITY = "task.json"
 SUFFIX = ".safetensors"
 BLOCKS = f"*-[0-9]*{SUFFIX}"
+# As safetensors files call them.
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class Finished:
@@ -69,12 +82,10 @@ class Finished:
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep what is finished, all of it or nothing; a block's name ends in its number."""
-        from safetensors.torch import save
-
         scratch = self._folder / f".{name}"
         with disk_errors(self._folder):
             with scratch.open("wb") as handle:
-                handle.write(save({key: t.contiguous() for key, t in tensors.items()}))
+                _write(handle, tensors)
                 handle.flush()
                 os.fsync(handle.fileno())
             scratch.replace(self._folder / f"{name}{SUFFIX}")
@@ -82,6 +93,29 @@ class Finished:
     def remove(self) -> None:
         """Forget all blocks: the run has ended, or was another one's."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write(handle: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, tensor by tensor.
+
+    The library's ``save`` holds all of it twice beside the tensors, which of a student is more than
+    the model; its ``save_file`` has errors that are no OSErrors.
+    """
+    # Wide types first: each then begins where its kind may.
+    order = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    header, at = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        end = at + tensor.numel() * tensor.element_size()
+        offsets, kind = [at, end], DTYPES[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": offsets}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    handle.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        handle.write(flat.view(torch.uint8).numpy().data)
 
 
 def environment() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from slmq_edge.reports.format import bytes_text, scheme_text, seconds_text, share_text
 from slmq_edge.scheme import Scheme
+from slmq_edge.settings import EITHER, says
 
 
 def checkpoint_table(manifest: Mapping[str, Any]) -> str:
@@ -124,9 +125,10 @@ def online_text(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _method(manifest: Mapping[str, Any]) -> str:
-    settings = ", ".join(
-        f"{name} {value}" for name, value in manifest["settings"].items() if value is not None
-    )
+    said = dict(manifest["settings"])
+    if all(says(said, name) for name in EITHER):
+        del said[EITHER[0]]  # the other goes over it
+    settings = ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
     return f"{manifest['method']} ({settings})" if settings else str(manifest["method"])
 
 
@@ -145,8 +147,8 @@ def cost_text(cost: Mapping[str, Any]) -> str:
     joules = cost.get("energy_joules")
     of = cost.get("energy_of") or "all processors"
     energy = "" if joules is None else f", {joules:.0f} J ({of})"
-    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with")
-    what = f"{behind} blocks" if behind else " and ".join(parts or ())
+    behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with") or ()
+    what = " and ".join([*([f"{behind} blocks"] if behind else []), *parts])
     resumed = f" (without the {what} of a run that was interrupted)" if what else ""
     return f"{seconds_text(cost['seconds'])} on {cost['device']}{resumed}, {peaks}{energy}"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slmq_edge.cost import went_on
 from slmq_edge.errors import Damaged
 from slmq_edge.files import existing, manifest_of
 from slmq_edge.metrics import Cost, slmq_quant
@@ -124,7 +125,7 @@ def _row(place: str, method: str, scheme: Any, source: Any, cost: Mapping[str, A
     behind, parts = cost.get("resumed_behind_block"), cost.get("resumed_with") or ()
     reason = None
     if behind or parts:
-        what = f"behind block {behind}" if behind else f"with the {' and '.join(map(str, parts))}"
+        what = went_on(behind or 0, map(str, parts))
         reason = f"it went on {what} of an interrupted run: its time is not all of it"
     elif memory is None or not memory > 0:
         reason = f"its {kind} was not measured"
