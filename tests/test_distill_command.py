@@ -59,6 +59,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_so_many_epochs_come_out_again_and_minutes_go_over_them(here: Path) -> None:
     done(slmq(*COMMAND, *SMALL, "--epochs", 1, "--learn-from", "text", "-o", "first"))
     recipe = tomllib.loads((here / "first/recipe.toml").read_text())
@@ -167,7 +168,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
 
 @pytest.mark.parametrize(
     ("start", "kept"),
-    [("clipped", "with the student"), ("gptq", "behind block 4 and with the student")],
+    [
+        ("clipped", "with the student"),
+        pytest.param("gptq", "behind block 4 and with the student", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     start: str, kept: str, here: Path, stop_at: Callable[[int | None], None]

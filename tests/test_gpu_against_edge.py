@@ -39,6 +39,10 @@ PROCESS = 900 << 20
 Runs = dict[tuple[str, str], Run]
 
 
+# Its runs take 18 s to make.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """By place and scheme: a stand-in's torch, torch on this CPU, onnxruntime on this CPU."""

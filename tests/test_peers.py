@@ -116,6 +116,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_rounds_measure_a_bundle_and_keep_who_fails(bundle: Path, tmp_path: Path) -> None:
     ours, broken = entry(), entry("ours-w8a8")
     rows: dict[str, dict[str, Any]] = {

@@ -417,6 +417,7 @@ def test_methods_choose_by_the_model_that_they_have_prepared(here: Path) -> None
     assert chosen["smooth"] != plain
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_without_choosing_again(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

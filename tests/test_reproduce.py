@@ -137,6 +137,7 @@ def test_a_bundle_of_a_checkpoint(place: Path, tmp_path: Path) -> None:
     assert {file["name"]: file["now"] for file in report(tmp_path / "again")["files"]} == then
 
 
+@pytest.mark.slow
 def test_a_model_and_a_text_that_moved(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_model_and_a_text_that_moved(
     assert not Path("third").exists()
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_and_a_text_of_ones_own(place: Path, tmp_path: Path) -> None:
     text = tmp_path / "mine.txt"
     text.write_text(" ".join(world.calibration_text()[:40]))

@@ -362,6 +362,7 @@ def test_a_checkpoint_is_refused_by_its_manifest_before_its_weights_are_read(
     assert_one_line(done, 2, "unknown activation mode 'x'")
 
 
+@pytest.mark.slow
 def test_the_command_line_makes_one_of_a_checkpoint(tmp_path: Path) -> None:
     made = slmq("quantize", "demo-llama", "-m", "none", "-s", "w8a8", "-o", "made", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
